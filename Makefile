@@ -1,0 +1,28 @@
+# Every target goes through `setup`, which makes .venv and does nothing when nothing changed.
+# PYTHON is the interpreter that .venv is made from; ARGS are passed on to the command.
+PYTHON ?= python3
+PY := .venv/bin/python
+
+.PHONY: demo test compare bench lint types setup
+
+demo: setup
+	$(PY) train_net.py --config-file configs/Shapes-Detection/map.yaml $(ARGS) OUTPUT_DIR output/demo
+
+test: setup
+	$(PY) -m pytest $(ARGS)
+
+compare: setup
+	$(PY) tools/compare.py $(ARGS)
+
+bench: setup
+	$(PY) benchmarks/bm_map_loss.py $(ARGS)
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: setup
+	$(PY) -m mypy projects/MAPLoss/maploss/layers
+
+setup:
+	@$(PYTHON) tools/setup_env.py

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Cost of the mAP loss beside Detectron2's `batched_nms` on the same scores, in one run.
+
+    python benchmarks/bm_map_loss.py [--device cuda]
+
+Prints ratios and peak memory; never fails on a slow machine. Windows are made at random with the
+statistics of selective search (many sizes, about 1% of the pairs of an image overlap by more than
+.3 IoU, 8 of 20 classes present, 1 to 4 objects an image). Scores are smooth in the window's place
+and size, as a network's are, and higher on objects.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from detectron2.layers import batched_nms
+from maploss.layers import map_loss
+
+NUM_WINDOWS, NUM_CLASSES, NUM_PRESENT, NMS_THRESH = 2000, 20, 8, 0.3
+
+
+class Minibatch(NamedTuple):
+    """The tensors that map_loss takes, in its order."""
+
+    scores: torch.Tensor
+    boxes: torch.Tensor
+    image_ids: torch.Tensor
+    gt_boxes: torch.Tensor
+    gt_classes: torch.Tensor
+    gt_image_ids: torch.Tensor
+
+
+def make_minibatch(num_images: int, device: torch.device, seed: int = 0) -> Minibatch:
+    """Windows of 500 x 375 images, a tenth of them jittered around the objects."""
+    generator = torch.Generator().manual_seed(seed)
+    frame = torch.tensor([500.0, 375.0])
+    parts: list[list[torch.Tensor]] = [[], [], [], [], [], []]
+    frequencies = torch.randn(4, 64, generator=generator) * 3
+    phases = torch.rand(64, generator=generator) * 6.28
+    readout = torch.randn(64, NUM_CLASSES, generator=generator) / 8
+    for image in range(num_images):
+        num_objects = int(torch.randint(1, 5, (), generator=generator))
+        center = torch.rand(num_objects, 2, generator=generator) * frame
+        size = (3.9 + torch.rand(num_objects, 2, generator=generator) * 1.9).exp()
+        objects = torch.cat([center - size / 2, center + size / 2], 1)
+        classes = torch.randint(0, NUM_PRESENT, (num_objects,), generator=generator)
+        center = torch.rand(NUM_WINDOWS, 2, generator=generator) * frame
+        size = (2.7 + torch.rand(NUM_WINDOWS, 2, generator=generator) * 3.0).exp()
+        boxes = torch.cat([center - size / 2, center + size / 2], 1)
+        near = objects[torch.randint(0, num_objects, (NUM_WINDOWS // 10,), generator=generator)]
+        extent = (near[:, 2:] - near[:, :2]).repeat(1, 2)
+        boxes[: len(near)] = near + torch.randn(near.shape, generator=generator) * extent * 0.12
+        boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2] + 8)
+        boxes = boxes.round()
+        features = torch.cat([boxes[:, :2] + boxes[:, 2:], boxes[:, 2:] - boxes[:, :2]], 1) / 250
+        scores = torch.sin(features @ frequencies + phases) @ readout
+        scores += 0.3 * torch.randn(scores.shape, generator=generator)
+        for part, new in zip(
+            parts,
+            (
+                scores,
+                boxes,
+                torch.full((NUM_WINDOWS,), image),
+                objects,
+                classes,
+                torch.full((num_objects,), image),
+            ),
+            strict=True,
+        ):
+            part.append(new)
+    return Minibatch(*(torch.cat(part).to(device) for part in parts))
+
+
+def run_loss(batch: Minibatch, transitivity: str) -> None:
+    """Forward and backward."""
+    scores = batch.scores.clone().requires_grad_()
+    loss, _ = map_loss(
+        scores,
+        *batch[1:],
+        nms_thresh=NMS_THRESH,
+        transitivity=transitivity,
+        pairing="paired",
+        grad_clip=None,
+    )
+    loss.backward()
+
+
+def run_nms(batch: Minibatch) -> None:
+    """Of the classes present, as inference runs it: one call for all classes and images."""
+    present = batch.gt_classes.unique()
+    scores = batch.scores[:, present].t().reshape(-1)
+    num_images = int(batch.image_ids.max()) + 1
+    groups = (
+        batch.image_ids + num_images * torch.arange(len(present), device=scores.device)[:, None]
+    )
+    batched_nms(batch.boxes.repeat(len(present), 1), scores, groups.reshape(-1), NMS_THRESH)
+
+
+def seconds(work: Callable[[], None], device: torch.device, repeats: int = 7) -> float:
+    """Median wall time after one warm-up."""
+    times = []
+    for _ in range(repeats + 1):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def peak_mebibytes(work: Callable[[], None], device: torch.device) -> float:
+    """Largest memory beside what was there, from the allocator's own record."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
+        work()
+    changes = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    level = peak = 0
+    for event in sorted(changes, key=lambda e: e.start_ns()):
+        level += event.nbytes()
+        peak = max(peak, level)
+    return peak / 2**20
+
+
+def main() -> None:
+    """Prints one line for each transitivity."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--device", default="cpu")
+    device = torch.device(parser.parse_args().device)
+    torch.set_grad_enabled(True)
+    batch, quarter = make_minibatch(16, device), make_minibatch(4, device)
+    num_present = len(batch.gt_classes.unique())
+    print(
+        f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}: "
+        f"16 images x {NUM_WINDOWS} windows x {NUM_CLASSES} classes, {num_present} present"
+    )
+    nms = seconds(lambda: run_nms(batch), device)
+    print(f"batched_nms, classes present  {nms * 1e3:8.1f} ms")
+    for level, limit in (("exact", 4.0), ("label_aware", 2.0), ("paper", 2.0), ("none", 2.0)):
+        # Beside its own baseline, so that a machine that slows down slows both.
+        loss = seconds(lambda level=level: run_loss(batch, level), device)
+        nms = seconds(lambda: run_nms(batch), device)
+        small = seconds(lambda level=level: run_loss(quarter, level), device)
+        memory = peak_mebibytes(lambda level=level: run_loss(batch, level), device)
+        print(
+            f"map_loss {level:<12}         {loss * 1e3:8.1f} ms  {loss / nms:5.2f} x batched_nms "
+            f"(goal {limit:g})  {loss / small:4.2f} x of 4 images (goal 5)  "
+            f"peak {memory:5.0f} MiB (goal 1024)"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Config keys of this project, beside Detectron2's own.
+
+"paper" is Henderson & Ferrari, "End-to-end training of object class detectors for mean average
+precision", ACCV 2016.
+
+These keys of Detectron2 take part in the method as well: MODEL.ROI_HEADS.NMS_THRESH_TEST is the NMS
+of training and of test, and MODEL.ROI_HEADS.{BATCH_SIZE_PER_IMAGE (<= 0: all windows),
+POSITIVE_FRACTION, IOU_THRESHOLDS} choose the windows that train.
+"""
+
+from detectron2.config import CfgNode
+
+
+def add_maploss_config(cfg: CfgNode) -> None:
+    """Adds MODEL.MAP_LOSS, MODEL.SQUEEZENET and MODEL.SMALL_CONVNET to a Detectron2 config."""
+    _add_map_loss(cfg)
+    _add_backbones(cfg)
+
+
+def _add_map_loss(cfg: CfgNode) -> None:
+    cfg.MODEL.MAP_LOSS = CfgNode()
+    # How AP weighs recall: "area" (VOC 2010 and later), "voc07" (11 points), "coco101" (101
+    # points), or "auto": `ap_type` in the metadata of the first training set, so that training
+    # matches the evaluation (paper, section 5, Settings).
+    cfg.MODEL.MAP_LOSS.AP_TYPE = "auto"
+    # IoU, in [0, 1], above which a window matches an object (paper, section 2.2: .5).
+    cfg.MODEL.MAP_LOSS.MATCH_IOU_THRESH = 0.5
+    # How a slope is made of the nearest steps: "mee" (mean envelope) or "sde" (symmetric
+    # difference) (paper, section 4.3; MEE is a little better in its Table 1).
+    cfg.MODEL.MAP_LOSS.ESTIMATOR = "mee"
+    # Least distance to a step in units of score, for SDE and where one of the two steps is missing
+    # (paper, section 4.3, gives no value).
+    cfg.MODEL.MAP_LOSS.MIN_DELTA = 0.1
+    # What a window suppressed by NMS gets: "none", "paper" (section 4.4), or this project's
+    # "label_aware" and "exact".
+    cfg.MODEL.MAP_LOSS.TRANSITIVITY = "exact"
+    # "none": the slope goes to the window that moves (paper). "paired": and, with the opposite
+    # sign, to the window that it passes, so that the gradient of a class sums to zero (this
+    # project).
+    cfg.MODEL.MAP_LOSS.PAIRING = "none"
+    # Each element of the loss's gradient by the scores is clipped to [-GRAD_CLIP, GRAD_CLIP]
+    # (paper, section 4.5; no value given); 1 / units of score; 0 = off. Not to be confused with
+    # SOLVER.CLIP_GRADIENTS, which clips the gradients of parameters.
+    cfg.MODEL.MAP_LOSS.GRAD_CLIP = 3e-4
+    # eps in -log(mAP + eps), in units of AP (paper, section 4.5; no value given).
+    cfg.MODEL.MAP_LOSS.EPS = 0.01
+    # Weight of the sum of the fourth powers of all scores, 1 / (units of score)^4 (paper,
+    # section 4.5; no value given). It sums over windows and classes: more windows, more weight.
+    cfg.MODEL.MAP_LOSS.SCORE_REG_WEIGHT = 1e-5
+
+
+def _add_backbones(cfg: CfgNode) -> None:
+    # SqueezeNet 1.0. MODEL.BACKBONE.FREEZE_AT: 0 freezes nothing, 1 conv1, n conv1 to fire<n>.
+    cfg.MODEL.SQUEEZENET = CfgNode()
+    # Any of "conv1" (stride 2), "fire2" to "fire4" (4), "fire5" to "fire8" (8), "fire9" (16).
+    cfg.MODEL.SQUEEZENET.OUT_FEATURES = ["fire9"]
+
+    # A few convolutions 3 x 3 trained from scratch; output "conv<number of stages>".
+    cfg.MODEL.SMALL_CONVNET = CfgNode()
+    # Output channels of each stage.
+    cfg.MODEL.SMALL_CONVNET.CHANNELS = [16, 32, 64]
+    # Stride of each stage.
+    cfg.MODEL.SMALL_CONVNET.STRIDES = [2, 2, 1]
+    # Normalisation after each convolution, as Detectron2's get_norm takes it; "" = none.
+    cfg.MODEL.SMALL_CONVNET.NORM = ""

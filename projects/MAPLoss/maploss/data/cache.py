@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that the project makes once and keeps: the rendered data set, converted proposals."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+from iopath.common.file_io import file_lock
+
+
+def cache_root() -> str:
+    """Folder of everything cached: $MAPLOSS_CACHE, or else ~/.cache/maploss."""
+    folder = os.environ.get("MAPLOSS_CACHE") or os.path.join("~", ".cache", "maploss")
+    return os.path.abspath(os.path.expanduser(folder))
+
+
+@contextlib.contextmanager
+def new_folder(path: str) -> Iterator[str | None]:
+    """
+    Makes the folder `path` in one step: yields a temporary folder to fill, renamed at the end.
+
+    Yields None where `path` exists already. A lock lets only one process fill it; a process that
+    is killed leaves a temporary folder, which the next one removes, and never half of `path`.
+    """
+    parent, name = os.path.split(path)
+    os.makedirs(parent, exist_ok=True)
+    if os.path.isdir(path):
+        yield None
+        return
+    with file_lock(path):
+        if os.path.isdir(path):
+            yield None
+            return
+        for leftover in os.listdir(parent):
+            if leftover.startswith(f"{name}.tmp-"):
+                shutil.rmtree(os.path.join(parent, leftover), ignore_errors=True)
+        folder = tempfile.mkdtemp(prefix=f"{name}.tmp-", dir=parent)
+        try:
+            yield folder
+            # mkdtemp makes a folder that only its owner can read; caches may be shared.
+            os.chmod(folder, 0o755)
+            os.replace(folder, path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def new_file(path: str) -> Iterator[str]:
+    """
+    Writes the file `path` in one step: yields a temporary path to write, renamed at the end.
+
+    Nothing is left where the body raises.
+    """
+    parent, name = os.path.split(os.path.abspath(path))
+    os.makedirs(parent, exist_ok=True)
+    stem, extension = os.path.splitext(name)
+    folder = tempfile.mkdtemp(prefix=f".{stem}.tmp-", dir=parent)
+    try:
+        temporary = os.path.join(folder, f"file{extension}")
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

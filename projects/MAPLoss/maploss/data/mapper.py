@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a dataset dict to the input of the model, with difficult flags and proposals."""
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
+from detectron2.structures import Instances
+
+
+class MAPDatasetMapper:
+    """
+    Detectron2's DatasetMapper for boxes with proposals, which also keeps `gt_difficult`.
+
+    Reads the image, augments image, boxes and proposals alike, and returns the dict with
+
+    - image: (3, H, W) uint8 tensor in `image_format`;
+    - proposals: Instances with proposal_boxes and objectness_logits, best first, clipped;
+    - instances (training only): Instances with gt_boxes, gt_classes and gt_difficult (int64 0/1).
+    """
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        augmentations: Sequence[T.Augmentation | T.Transform],
+        image_format: str,
+        num_classes: int,
+        proposal_topk: int | None,
+    ):
+        """
+        Args:
+            is_train: keep the annotations, as instances. image_format: "BGR" or a mode of Pillow.
+            num_classes: annotations of another class are an error. proposal_topk: at most so many
+                proposals, the best; None where the model makes its own.
+        """
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+        self.num_classes = num_classes
+        self.proposal_topk = proposal_topk
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
+        """Arguments of the constructor, from INPUT, MODEL and DATASETS.PRECOMPUTED_PROPOSAL_*."""
+        topk = None
+        if cfg.MODEL.LOAD_PROPOSALS:
+            topk = (
+                cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN
+                if is_train
+                else cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST
+            )
+        return {
+            "is_train": is_train,
+            "augmentations": utils.build_augmentation(cfg, is_train),
+            "image_format": cfg.INPUT.FORMAT,
+            "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            "proposal_topk": topk,
+        }
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        """
+        Args:
+            dataset_dict: Detectron2's dataset dict of one image; not changed.
+
+        Raises:
+            OSError: the image cannot be read.
+            ValueError: no proposals, or a class out of range. Both name the file.
+        """
+        dataset_dict = copy.deepcopy(dataset_dict)
+        image = self._read(dataset_dict)
+        augmented = T.AugInput(image)
+        transforms = self.augmentations(augmented)
+        image = augmented.image
+        dataset_dict["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        if self.proposal_topk is not None:
+            if "proposal_boxes" not in dataset_dict:
+                raise ValueError(
+                    f"No proposals for image {dataset_dict['file_name']}: set MODEL.LOAD_PROPOSALS "
+                    "and DATASETS.PROPOSAL_FILES_TRAIN and _TEST"
+                )
+            utils.transform_proposals(
+                dataset_dict, image.shape[:2], transforms, proposal_topk=self.proposal_topk
+            )
+        annotations = dataset_dict.pop("annotations", None)
+        if self.is_train and annotations is not None:
+            self._check_classes(annotations, dataset_dict["file_name"])
+            dataset_dict["instances"] = _to_instances(annotations, transforms, image.shape[:2])
+        return dataset_dict
+
+    def _read(self, dataset_dict: dict) -> np.ndarray:
+        file_name = dataset_dict["file_name"]
+        try:
+            image = utils.read_image(file_name, format=self.image_format)
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three
+            raise OSError(f"Cannot read image {file_name}: {error}") from error
+        utils.check_image_size(dataset_dict, image)
+        return image
+
+    def _check_classes(self, annotations: list[dict], file_name: str) -> None:
+        for annotation in annotations:
+            if not 0 <= annotation["category_id"] < self.num_classes:
+                raise ValueError(
+                    f"Annotation of {file_name}: expected a class index below "
+                    f"MODEL.ROI_HEADS.NUM_CLASSES = {self.num_classes}, "
+                    f"got {annotation['category_id']}"
+                )
+
+
+def _to_instances(
+    annotations: list[dict], transforms: T.TransformList, image_size: tuple[int, int]
+) -> Instances:
+    """Ground truth in the augmented image; boxes that became empty are left out."""
+    annotations = [
+        utils.transform_instance_annotations(annotation, transforms, image_size)
+        for annotation in annotations
+        if not annotation.get("iscrowd", 0)
+    ]
+    instances = utils.annotations_to_instances(annotations, image_size)
+    is_difficult = [annotation.get("difficult", 0) for annotation in annotations]
+    instances.gt_difficult = torch.tensor(is_difficult, dtype=torch.int64)
+    return utils.filter_empty_instances(instances)

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run settles before it starts: the device, the proposal files, the classes."""
+
+import logging
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
+
+from ..data.proposals import proposal_files_for
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_config(cfg: CfgNode, *, eval_only: bool) -> None:
+    """
+    Fits the config of a run to the machine and to its data sets; changes `cfg`.
+
+    - MODEL.DEVICE becomes "cpu" where it asks for CUDA and there is none.
+    - DATASETS.PROPOSAL_FILES_TRAIN (unless `eval_only`) and _TEST are filled for data sets that
+      make their own windows; files that are given are checked.
+
+    Raises:
+        ValueError: no training set, or MODEL.ROI_HEADS.NUM_CLASSES is not that of the data sets.
+    """
+    if not (eval_only or cfg.DATASETS.TRAIN):
+        raise ValueError("DATASETS.TRAIN: expected the name of a data set, got none")
+    _use_available_device(cfg)
+    names = cfg.DATASETS.TEST if eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    for name in names:
+        _check_num_classes(name, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    if cfg.MODEL.LOAD_PROPOSALS:
+        _fill_proposal_files(cfg, eval_only)
+
+
+def _use_available_device(cfg: CfgNode) -> None:
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} but there is no CUDA: using the CPU")
+        cfg.MODEL.DEVICE = "cpu"
+
+
+def _check_num_classes(dataset_name: str, num_classes: int) -> None:
+    classes = MetadataCatalog.get(dataset_name).get("thing_classes", None)
+    if classes is not None and len(classes) != num_classes:
+        raise ValueError(
+            f"MODEL.ROI_HEADS.NUM_CLASSES: expected {len(classes)}, the number of classes of data "
+            f"set {dataset_name!r}, got {num_classes}"
+        )
+
+
+def _fill_proposal_files(cfg: CfgNode, eval_only: bool) -> None:
+    # The main process first: what has to be made is made once, and the others read it.
+    if not comm.is_main_process():
+        comm.synchronize()
+    datasets = cfg.DATASETS
+    if not eval_only:
+        datasets.PROPOSAL_FILES_TRAIN = proposal_files_for(
+            datasets.TRAIN, datasets.PROPOSAL_FILES_TRAIN
+        )
+    datasets.PROPOSAL_FILES_TEST = proposal_files_for(datasets.TEST, datasets.PROPOSAL_FILES_TEST)
+    if comm.is_main_process():
+        comm.synchronize()

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluator of detections by AP, at full score precision and with difficult objects."""
+
+import functools
+import json
+import logging
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import BoxMode
+from detectron2.utils import comm
+from tabulate import tabulate
+
+from maploss.data.cache import new_file
+from maploss.visualization import draw_detection_grid, draw_pr_curves
+
+from .detection_ap import ClassResult, Detections, Objects, evaluate_detections, mean_ap
+
+logger = logging.getLogger(__name__)
+
+_COLUMNS = ("AP50", "AP50-voc07", "AP50-coco101", "AP")
+
+
+class APEvaluator(DatasetEvaluator):
+    """
+    AP per class and its mean, at IoU .5 and .5:.95, by area, 11 points and 101 points.
+
+    Unlike Detectron2's evaluator of VOC it keeps the scores as they are (that one rounds them to
+    three digits, which makes ties), and any data set with `thing_classes` will do. Objects marked
+    `difficult` or `iscrowd` are ignored. Writes ap.json, ap.txt, pr_curves.png and detections.png.
+    """
+
+    def __init__(self, dataset_name: str, output_dir: str | None = None):
+        """
+        Args:
+            dataset_name: registered, with annotations. output_dir: where the files are written, by
+                the main process; None writes none.
+        """
+        self._dataset_name = dataset_name
+        self._class_names = tuple(MetadataCatalog.get(dataset_name).thing_classes)
+        self._output_dir = output_dir
+        self._predictions: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+
+    def reset(self) -> None:
+        """Forgets all detections."""
+        self._predictions = {}
+
+    def process(self, inputs: Sequence[dict], outputs: Sequence[dict]) -> None:
+        """
+        Keeps the detections of a batch.
+
+        Args:
+            inputs: dicts with `image_id`. outputs: dicts with `instances`: pred_boxes, scores and
+                pred_classes.
+
+        Raises:
+            FloatingPointError, ValueError: a score that is not finite, an unknown class.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            instances = output["instances"].to("cpu")
+            scores = instances.scores.detach().float()
+            classes = instances.pred_classes.long()
+            image_id = str(image["image_id"])
+            if not torch.isfinite(scores).all():
+                raise FloatingPointError(f"Image {image_id!r}: a detection's score is not finite")
+            if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < len(
+                self._class_names
+            ):
+                raise ValueError(
+                    f"Image {image_id!r}: expected classes below {len(self._class_names)}, "
+                    f"got {int(classes.min())} to {int(classes.max())}"
+                )
+            boxes = instances.pred_boxes.tensor.detach().float()
+            self._predictions[image_id] = (boxes, scores, classes)
+
+    def evaluate(self) -> OrderedDict | None:
+        """
+        AP in percent, on the main process; None on the others.
+
+        Returns:
+            {"bbox": {...}} with `AP` (mean over classes and IoU .5:.95, by area), `AP50` (at IoU
+            .5), both also with `-voc07` (11 points) and `-coco101` (101 points), and
+            `AP50-<class>`. A class without an object is nan and not in the means.
+        """
+        gathered = comm.gather(self._predictions, dst=0)
+        if not comm.is_main_process():
+            return None
+        # By image id: an image that two processes have seen counts once.
+        predictions = {key: value for part in gathered for key, value in part.items()}
+        detections = self._collect_detections(predictions)
+        results = evaluate_detections(detections, self._objects, len(self._class_names))
+        bbox = {name: 100 * value for name, value in mean_ap(results).items()}
+        for class_name, result in zip(self._class_names, results, strict=True):
+            bbox[f"AP50-{class_name}"] = 100 * result.ap["AP50"]
+        table = format_table(self._class_names, results)
+        logger.info(f"AP in percent on {self._dataset_name}:\n{table}")
+        if self._output_dir is not None:
+            self._write(bbox, table, detections, results)
+        return OrderedDict(bbox=bbox)
+
+    @functools.cached_property
+    def _records(self) -> list[dict]:
+        return DatasetCatalog.get(self._dataset_name)
+
+    @functools.cached_property
+    def _objects(self) -> Objects:
+        rows = [(i, a) for i, record in enumerate(self._records) for a in record["annotations"]]
+        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for _, a in rows]
+        return Objects(
+            boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+            classes=torch.tensor([a["category_id"] for _, a in rows], dtype=torch.int64),
+            image_inds=torch.tensor([i for i, _ in rows], dtype=torch.int64),
+            is_difficult=torch.tensor(
+                [bool(a.get("difficult", 0) or a.get("iscrowd", 0)) for _, a in rows],
+                dtype=torch.bool,
+            ),
+        )
+
+    def _collect_detections(self, predictions: dict) -> Detections:
+        """All detections in the order of the data set, however many processes made them."""
+        ids = [str(record["image_id"]) for record in self._records]
+        unknown = set(predictions) - set(ids)
+        if unknown:
+            raise ValueError(
+                f"Predictions for image {min(unknown)!r}, which {self._dataset_name!r} has not"
+            )
+        missing = len(ids) - len(predictions)
+        if missing:
+            logger.warning(
+                f"{missing} of {len(ids)} images of {self._dataset_name} have no prediction; "
+                "they count as images without detections."
+            )
+        seen = [
+            (i, predictions[image_id]) for i, image_id in enumerate(ids) if image_id in predictions
+        ]
+        empty = (torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+        boxes, scores, classes = (
+            torch.cat([empty[j]] + [prediction[j] for _, prediction in seen]) for j in range(3)
+        )
+        counts = torch.tensor([len(p[1]) for _, p in seen], dtype=torch.int64)
+        inds = torch.tensor([i for i, _ in seen], dtype=torch.int64)
+        return Detections(boxes, scores, classes, inds.repeat_interleave(counts))
+
+    def _write(
+        self, bbox: dict, table: str, detections: Detections, results: list[ClassResult]
+    ) -> None:
+        classes = {
+            name: {
+                "num_objects": result.num_objects,
+                "num_difficult": result.num_difficult,
+                "num_detections": len(result.inds),
+                **{key: 100 * value for key, value in result.ap.items()},
+                "best_f1": result.best_f1,
+                "best_f1_score_thresh": result.best_f1_thresh,
+            }
+            for name, result in zip(self._class_names, results, strict=True)
+        }
+        content = {
+            "dataset": self._dataset_name,
+            "num_images": len(self._records),
+            "bbox": bbox,
+            "classes": classes,
+        }
+        with new_file(os.path.join(self._output_dir, "ap.json")) as path, open(path, "w") as f:
+            json.dump(_without_nan(content), f, indent=2)
+        with new_file(os.path.join(self._output_dir, "ap.txt")) as path, open(path, "w") as f:
+            f.write(f"AP in percent on {self._dataset_name}\n\n{table}\n")
+        with new_file(os.path.join(self._output_dir, "pr_curves.png")) as path:
+            draw_pr_curves(path, self._class_names, results, title=self._dataset_name)
+        with new_file(os.path.join(self._output_dir, "detections.png")) as path:
+            draw_detection_grid(
+                path, self._records, self._class_names, detections, self._objects, results
+            )
+        logger.info(f"Wrote ap.json, ap.txt, pr_curves.png, detections.png to {self._output_dir}")
+
+
+def format_table(class_names: Sequence[str], results: Sequence[ClassResult]) -> str:
+    """One row per class and the mean, AP in percent."""
+    rows = []
+    for name, result in zip(class_names, results, strict=True):
+        cells = [f"{100 * result.ap[c]:.2f}" if result.num_objects else "-" for c in _COLUMNS]
+        rows.append([name, result.num_objects, result.num_difficult, len(result.inds), *cells])
+    num_present = sum(result.num_objects > 0 for result in results)
+    means = mean_ap(results)
+    totals = [sum(row[i] for row in rows) for i in (1, 2, 3)]
+    rows.append([f"mean of {num_present}", *totals, *(f"{100 * means[c]:.2f}" for c in _COLUMNS)])
+    headers = ["class", "objects", "difficult", "detections", *_COLUMNS[:3], "AP50:95"]
+    table = tabulate(rows, headers, disable_numparse=True, colalign=["left"] + ["right"] * 7)
+    absent = [
+        name for name, result in zip(class_names, results, strict=True) if not result.num_objects
+    ]
+    if absent:
+        table += f"\nNot in the mean, for want of objects: {', '.join(absent)}"
+    return table
+
+
+def _without_nan(value):
+    """JSON knows no nan: null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

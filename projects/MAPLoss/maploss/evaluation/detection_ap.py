@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+AP per class of all detections of a data set.
+
+Shape letters: D detections, G objects, T IoU thresholds.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from maploss.layers.average_precision import average_precision, precision_recall, rank_detections
+from maploss.layers.match_detections import match_detections
+
+AP_SUFFIX = {"area": "", "voc07": "-voc07", "coco101": "-coco101"}
+IOU_THRESHS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
+
+
+class Detections(NamedTuple):
+    """boxes (D, 4) XYXY pixels, scores (D,) float32, classes (D,), image_inds (D,), int64."""
+
+    boxes: torch.Tensor
+    scores: torch.Tensor
+    classes: torch.Tensor
+    image_inds: torch.Tensor
+
+
+class Objects(NamedTuple):
+    """boxes (G, 4) XYXY pixels, classes (G,), image_inds (G,) int64, is_difficult (G,) bool."""
+
+    boxes: torch.Tensor
+    classes: torch.Tensor
+    image_inds: torch.Tensor
+    is_difficult: torch.Tensor
+
+
+class ClassResult(NamedTuple):
+    """
+    Evaluation of one class.
+
+    ap: AP in [0, 1] by name, nan without an object: `AP50` at IoU > .5 and `AP` as the mean over
+        .5, .55, .., .95, by area; with `-voc07` by 11 points, with `-coco101` by 101 points.
+    num_objects, num_difficult: objects that count, and those that do not.
+    inds: (D',) the class's detections, as indices into all, by falling score.
+    matched_object: (D',) index into all objects, -1 for none, at IoU .5.
+    is_tp, is_ignored: (D',) bool, at IoU .5.
+    precision, recall: after each detection that is not ignored, by falling score, at .5.
+    best_f1, best_f1_thresh: the highest F1 on these detections, and the score it is reached at;
+        nan where no detection is right.
+    """
+
+    ap: dict[str, float]
+    num_objects: int
+    num_difficult: int
+    inds: torch.Tensor
+    matched_object: torch.Tensor
+    is_tp: torch.Tensor
+    is_ignored: torch.Tensor
+    precision: torch.Tensor
+    recall: torch.Tensor
+    best_f1: float
+    best_f1_thresh: float
+
+
+def evaluate_detections(
+    detections: Detections, objects: Objects, num_classes: int
+) -> list[ClassResult]:
+    """
+    Matches detections with objects and computes the AP of each class.
+
+    A detection is matched to the object of its class and image that it overlaps most, if
+    IoU > threshold; a match with a difficult object is ignored (Everingham et al., IJCV 2010).
+    Of equal scores the first detection comes first.
+
+    Raises:
+        FloatingPointError: a score that is not finite.
+    """
+    return [_evaluate_class(detections, objects, k) for k in range(num_classes)]
+
+
+def mean_ap(results: Sequence[ClassResult]) -> dict[str, float]:
+    """Means over the classes that have an object which counts; nan if none has."""
+    present = [result.ap for result in results if result.num_objects]
+    if not present:
+        return {name: float("nan") for result in results[:1] for name in result.ap}
+    return {name: sum(ap[name] for ap in present) / len(present) for name in present[0]}
+
+
+def _evaluate_class(detections: Detections, objects: Objects, class_id: int) -> ClassResult:
+    inds = (detections.classes == class_id).nonzero().squeeze(1)
+    # Sorted once here, so that the sorting inside of each AP finds it done.
+    inds = inds[torch.argsort(detections.scores[inds], descending=True, stable=True)]
+    object_inds = (objects.classes == class_id).nonzero().squeeze(1)
+    gt_boxes, is_difficult = objects.boxes[object_inds], objects.is_difficult[object_inds]
+    boxes = detections.boxes[inds]
+    nearest = match_detections(
+        boxes,
+        detections.image_inds[inds],
+        gt_boxes,
+        objects.image_inds[object_inds],
+        iou_thresh=0.0,
+    )
+    # The object overlapped most is the same at every threshold: one matching serves all of them.
+    iou = _nearest_iou(boxes, gt_boxes, nearest)
+    num_objects = int((~is_difficult).sum())
+    scores = detections.scores[inds].double()
+    matched = [_match_at(nearest, iou, is_difficult, thresh) for thresh in IOU_THRESHS]
+    ap = {}
+    for ap_type, suffix in AP_SUFFIX.items():
+        values = [float(average_precision(scores, m, num_objects, ap_type)) for m in matched]
+        ap["AP" + suffix] = sum(values) / len(values)
+        ap["AP50" + suffix] = values[0]
+    is_matched = iou > IOU_THRESHS[0]
+    matched_object = torch.full_like(inds, -1)
+    matched_object[is_matched] = object_inds[nearest[is_matched]]
+    is_tp = torch.zeros(len(inds), dtype=torch.bool)
+    ranked = rank_detections(scores, matched[0])
+    is_tp[ranked.order] = ranked.is_tp
+    precision, recall = precision_recall(scores, matched[0], num_objects)
+    best_f1, best_f1_thresh = _best_f1(precision, recall, scores[ranked.order])
+    return ClassResult(
+        ap=ap,
+        num_objects=num_objects,
+        num_difficult=int(is_difficult.sum()),
+        inds=inds,
+        matched_object=matched_object,
+        is_tp=is_tp,
+        is_ignored=matched[0] == -2,
+        precision=precision,
+        recall=recall,
+        best_f1=best_f1,
+        best_f1_thresh=best_f1_thresh,
+    )
+
+
+def _nearest_iou(
+    boxes: torch.Tensor, gt_boxes: torch.Tensor, nearest: torch.Tensor
+) -> torch.Tensor:
+    """(D,) IoU of each detection with the object it overlaps most; 0 where it overlaps none."""
+    iou = torch.zeros(len(boxes), dtype=boxes.dtype)
+    is_near = nearest >= 0
+    boxes, others = boxes[is_near], gt_boxes[nearest[is_near]]
+    size = torch.minimum(boxes[:, 2:], others[:, 2:]) - torch.maximum(boxes[:, :2], others[:, :2])
+    inter = size.clamp(min=0).prod(1)
+    areas = [(b[:, 2:] - b[:, :2]).prod(1) for b in (boxes, others)]
+    iou[is_near] = inter / (areas[0] + areas[1] - inter)
+    return iou
+
+
+def _match_at(
+    nearest: torch.Tensor, iou: torch.Tensor, is_difficult: torch.Tensor, iou_thresh: float
+) -> torch.Tensor:
+    """(D,) index of the object matched, -1 for none, -2 for a difficult one."""
+    matched = torch.where(iou > iou_thresh, nearest, -1)
+    if len(is_difficult):
+        matched[(matched >= 0) & is_difficult[matched.clamp(min=0)]] = -2
+    return matched
+
+
+def _best_f1(
+    precision: torch.Tensor, recall: torch.Tensor, scores: torch.Tensor
+) -> tuple[float, float]:
+    if not len(precision) or not float(recall[-1]) > 0:
+        return float("nan"), float("nan")
+    f1 = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
+    best = int(f1.argmax())
+    return float(f1[best]), float(scores[best])

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+from .ap_steps import Steps, ap_steps
+from .average_precision import average_precision, precision_recall
+from .map_loss import MAPLoss, MAPLossStats, map_loss
+from .match_detections import match_detections
+from .nms_ap_steps import nms_ap_steps
+from .nms_record import NMSRecord, nms_record
+from .pseudo_gradient import exact_steps, pseudo_gradient
+
+__all__ = [
+    "MAPLoss",
+    "MAPLossStats",
+    "NMSRecord",
+    "Steps",
+    "ap_steps",
+    "average_precision",
+    "exact_steps",
+    "map_loss",
+    "match_detections",
+    "nms_ap_steps",
+    "nms_record",
+    "precision_recall",
+    "pseudo_gradient",
+]

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of the layers' public inputs: each says what was expected and what came."""
+
+from collections.abc import Sequence
+
+import torch
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raises ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+
+
+def check_shape(name: str, tensor: torch.Tensor, shape: Sequence[int | str]) -> None:
+    """Raises ValueError unless `tensor` has this shape; a letter stands for any size."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    fits = tensor.dim() == len(shape) and all(
+        isinstance(want, str) or want == got for want, got in zip(shape, tensor.shape, strict=True)
+    )
+    if not fits:
+        want = ", ".join(str(s) for s in shape) + ("," if len(shape) == 1 else "")
+        raise ValueError(f"{name}: expected shape ({want}), got {tuple(tensor.shape)}")
+
+
+def check_int64(name: str, tensor: torch.Tensor) -> None:
+    """Raises TypeError unless `tensor` holds int64 indices."""
+    if tensor.dtype != torch.int64:
+        raise TypeError(f"{name}: expected dtype torch.int64, got {tensor.dtype}")
+
+
+def check_scores(scores: torch.Tensor, shape: Sequence[int | str]) -> None:
+    """Raises ValueError or TypeError on a wrong shape or dtype, FloatingPointError on nan, inf."""
+    check_shape("scores", scores, shape)
+    if not scores.is_floating_point():
+        raise TypeError(f"scores: expected a floating dtype, got {scores.dtype}")
+    if not bool(torch.isfinite(scores).all()):
+        bad = int((~torch.isfinite(scores)).sum())
+        raise FloatingPointError(f"scores: {bad} of {scores.numel()} are not finite")

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Mean average precision after NMS as a loss.
+
+Shape letters: R windows of all images of the minibatch, K classes, G ground-truth objects.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+
+from .average_precision import AP_TYPES
+from .checks import check_choice, check_int64, check_scores, check_shape
+from .match_detections import match_detections
+from .nms_ap_steps import TRANSITIVITIES, nms_ap_steps
+from .nms_record import find_overlaps
+from .pseudo_gradient import ESTIMATORS, PAIRINGS, pseudo_gradient
+
+
+class MAPLossStats(NamedTuple):
+    """
+    What is watched, not minimised.
+
+    map: 0-d, mAP of the minibatch over all K classes. ap_per_class: (K,), nan for classes without
+    an object. nonzero_share, clipped_share: 0-d, of the R * K scores, how many have a gradient, and
+    how many one that was clipped.
+    """
+
+    map: torch.Tensor
+    ap_per_class: torch.Tensor
+    nonzero_share: torch.Tensor
+    clipped_share: torch.Tensor
+
+
+class _WithGradient(torch.autograd.Function):
+    """A value whose gradient by the scores is given."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, scores: torch.Tensor, value: torch.Tensor, gradient: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return grad_output * gradient, None, None
+
+
+def map_loss(
+    scores: torch.Tensor,
+    boxes: torch.Tensor,
+    image_ids: torch.Tensor,
+    gt_boxes: torch.Tensor,
+    gt_classes: torch.Tensor,
+    gt_image_ids: torch.Tensor,
+    gt_difficult: torch.Tensor | None = None,
+    *,
+    ap_type: str = "area",
+    nms_thresh: float = 0.3,
+    match_iou_thresh: float = 0.5,
+    estimator: str = "mee",
+    min_delta: float = 0.1,
+    transitivity: str = "exact",
+    pairing: str = "none",
+    grad_clip: float | None = None,
+    eps: float = 0.01,
+) -> tuple[torch.Tensor, MAPLossStats]:
+    """
+    -log(mAP + eps) with mAP = sum of AP over the classes present / K, AP taken after NMS.
+
+    The gradient by a score is -PPD / (K (mAP + eps)), PPD the pseudo partial derivative of its
+    class's AP, each clipped to [-grad_clip, grad_clip] (Henderson & Ferrari 2016, sections 4.3 to
+    4.5). Classes without an object in the minibatch get none.
+
+    Args:
+        scores: (R, K) raw class scores, float32 or float64, without background. boxes: (R, 4) XYXY
+            in pixels. image_ids: (R,) int64. gt_boxes: (G, 4). gt_classes: (G,) int64 in [0, K).
+            gt_image_ids: (G,) int64. gt_difficult: (G,) bool or 0/1, None means that none is.
+        ap_type: "area", "voc07" or "coco101". nms_thresh: IoU over which windows suppress each
+            other. match_iou_thresh: IoU over which a window is matched to an object. estimator:
+            "mee" or "sde". min_delta: lower bound of a step's distance, in units of the scores.
+            transitivity: see :func:`nms_ap_steps`. pairing: "none" or "paired", see
+            :func:`pseudo_gradient`. grad_clip: None for no clipping. eps: above 0.
+
+    Returns:
+        The loss, 0-d of the scores' dtype, and :class:`MAPLossStats`.
+
+    Raises:
+        ValueError, TypeError: an unknown name, a wrong shape, dtype or class.
+        FloatingPointError: a score that is not finite.
+    """
+    _check_settings(ap_type, estimator, transitivity, pairing, min_delta, grad_clip, eps)
+    check_scores(scores, ("R", "K"))
+    num_classes = scores.shape[1]
+    check_shape("boxes", boxes, (len(scores), 4))
+    check_shape("image_ids", image_ids, (len(scores),))
+    check_shape("gt_boxes", gt_boxes, ("G", 4))
+    check_shape("gt_classes", gt_classes, (len(gt_boxes),))
+    check_shape("gt_image_ids", gt_image_ids, (len(gt_boxes),))
+    for name, index in (("image_ids", image_ids), ("gt_classes", gt_classes)):
+        check_int64(name, index)
+    if len(gt_classes) and not 0 <= int(gt_classes.min()) <= int(gt_classes.max()) < num_classes:
+        raise ValueError(
+            f"gt_classes: expected 0 to {num_classes - 1}, got {gt_classes.unique().tolist()}"
+        )
+    is_difficult = torch.zeros_like(gt_classes, dtype=torch.bool)
+    if gt_difficult is not None:
+        check_shape("gt_difficult", gt_difficult, (len(gt_boxes),))
+        is_difficult = gt_difficult.bool()
+
+    overlaps = find_overlaps(boxes, image_ids, nms_thresh)
+    ap_per_class = torch.full(
+        (num_classes,), float("nan"), dtype=torch.float64, device=scores.device
+    )
+    ppd = torch.zeros(num_classes, len(scores), dtype=scores.dtype, device=scores.device)
+    detached = scores.detach().t().contiguous()
+    for c in gt_classes[~is_difficult].unique().tolist():
+        of_class = gt_classes == c
+        matched_gt = match_detections(
+            boxes,
+            image_ids,
+            gt_boxes[of_class],
+            gt_image_ids[of_class],
+            is_difficult[of_class],
+            match_iou_thresh,
+        )
+        steps = nms_ap_steps(
+            detached[c],
+            boxes,
+            image_ids,
+            matched_gt,
+            int((of_class & ~is_difficult).sum()),
+            nms_thresh=nms_thresh,
+            ap_type=ap_type,
+            transitivity=transitivity,
+            overlaps=overlaps,
+        )
+        ap_per_class[c] = steps.value
+        ppd[c] = pseudo_gradient(steps, detached[c], estimator, min_delta, pairing)
+
+    mean_ap = ap_per_class.nansum() / max(num_classes, 1)
+    gradient = -ppd.t() / (num_classes * (mean_ap + eps)).to(scores.dtype)
+    nonzero_share = _share(gradient != 0)
+    clipped_share = torch.zeros_like(nonzero_share)
+    if grad_clip is not None:
+        clipped_share = _share(gradient.abs() > grad_clip)
+        gradient = gradient.clamp(-grad_clip, grad_clip)
+    value = -torch.log(mean_ap + eps).to(scores.dtype)
+    loss = _WithGradient.apply(scores, value, gradient)
+    return loss, MAPLossStats(mean_ap, ap_per_class, nonzero_share, clipped_share)
+
+
+class MAPLoss(torch.nn.Module):
+    """
+    :func:`map_loss` and the fourth-power term that keeps scores from growing.
+
+    L = -log(mAP + eps) + score_reg_weight * sum |s|^4 (Henderson & Ferrari 2016, section 5).
+
+    Args:
+        score_reg_weight: per score, 0 or more. The others are those of :func:`map_loss`.
+
+    Raises:
+        ValueError: an unknown name or a number out of range, when it is built.
+    """
+
+    def __init__(
+        self,
+        *,
+        ap_type: str = "area",
+        nms_thresh: float = 0.3,
+        match_iou_thresh: float = 0.5,
+        estimator: str = "mee",
+        min_delta: float = 0.1,
+        transitivity: str = "exact",
+        pairing: str = "none",
+        grad_clip: float | None = 3e-4,
+        eps: float = 0.01,
+        score_reg_weight: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        _check_settings(ap_type, estimator, transitivity, pairing, min_delta, grad_clip, eps)
+        if not 0 <= score_reg_weight < math.inf:
+            raise ValueError(f"score_reg_weight: expected 0 or more, got {score_reg_weight}")
+        self.score_reg_weight = score_reg_weight
+        self.settings: dict[str, Any] = {
+            "ap_type": ap_type,
+            "nms_thresh": nms_thresh,
+            "match_iou_thresh": match_iou_thresh,
+            "estimator": estimator,
+            "min_delta": min_delta,
+            "transitivity": transitivity,
+            "pairing": pairing,
+            "grad_clip": grad_clip,
+            "eps": eps,
+        }
+
+    def forward(
+        self,
+        scores: torch.Tensor,
+        boxes: torch.Tensor,
+        image_ids: torch.Tensor,
+        gt_boxes: torch.Tensor,
+        gt_classes: torch.Tensor,
+        gt_image_ids: torch.Tensor,
+        gt_difficult: torch.Tensor | None = None,
+    ) -> tuple[dict[str, torch.Tensor], MAPLossStats]:
+        """
+        Returns:
+            {"loss_map": 0-d, "loss_score_reg": 0-d} and what is watched; arguments and errors as
+            for :func:`map_loss`.
+        """
+        loss, stats = map_loss(
+            scores,
+            boxes,
+            image_ids,
+            gt_boxes,
+            gt_classes,
+            gt_image_ids,
+            gt_difficult,
+            **self.settings,
+        )
+        score_reg = self.score_reg_weight * scores.pow(4).sum()
+        return {"loss_map": loss, "loss_score_reg": score_reg}, stats
+
+    def extra_repr(self) -> str:
+        settings = {**self.settings, "score_reg_weight": self.score_reg_weight}
+        return ", ".join(f"{name}={value!r}" for name, value in settings.items())
+
+
+def _check_settings(
+    ap_type: str,
+    estimator: str,
+    transitivity: str,
+    pairing: str,
+    min_delta: float,
+    grad_clip: float | None,
+    eps: float,
+) -> None:
+    check_choice("ap_type", ap_type, AP_TYPES)
+    check_choice("estimator", estimator, ESTIMATORS)
+    check_choice("transitivity", transitivity, TRANSITIVITIES)
+    check_choice("pairing", pairing, PAIRINGS)
+    for name, value in (("min_delta", min_delta), ("grad_clip", grad_clip), ("eps", eps)):
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name}: expected a number above 0, got {value}")
+
+
+def _share(mask: torch.Tensor) -> torch.Tensor:
+    return mask.sum().double() / max(mask.numel(), 1)

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+How the kept set of NMS changes when one window is raised to the top or taken out.
+
+Windows go by their rank here (0 for the best score), so that sorted numbers are sorted by score.
+Shape letters: R windows, B changes ("rows"), each tried on its own, C entries of all rows together.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from .groups import Groups, is_member
+from .nms_record import NMSRecord, Overlaps
+
+
+class Edits(NamedTuple):
+    """
+    Windows to take from the kept list (`is_added` False) or to put into it, row by row. All (C,).
+
+    row: int64. window: int64, rank of the window. place: int64, rank at which it stands in the
+    list: its own, or that of the window whose place it takes. is_added: bool.
+    """
+
+    row: torch.Tensor
+    window: torch.Tensor
+    place: torch.Tensor
+    is_added: torch.Tensor
+
+    @staticmethod
+    def of(row: torch.Tensor, window: torch.Tensor, place: torch.Tensor, is_added: bool) -> "Edits":
+        return Edits(row, window, place, torch.full_like(row, is_added, dtype=torch.bool))
+
+    def of_rows(self, rows: torch.Tensor, num_rows: int) -> "Edits":
+        """The entries of `rows` (B,), numbered anew, out of `num_rows`."""
+        number = torch.full((num_rows,), -1, device=rows.device)
+        number[rows] = torch.arange(len(rows), device=rows.device)
+        row = number[self.row]
+        mine = row >= 0
+        return Edits(row[mine], self.window[mine], self.place[mine], self.is_added[mine])
+
+    @staticmethod
+    def join(*edits: "Edits") -> "Edits":
+        """The entries of all; rows keep their numbers."""
+        return Edits(*(torch.cat(parts) for parts in zip(*edits, strict=True)))
+
+
+def swap(taken: torch.Tensor, put: torch.Tensor, place: torch.Tensor) -> Edits:
+    """Row b takes window taken[b] out of the list and puts put[b] in at place[b]. All (B,)."""
+    rows = torch.arange(len(taken), device=taken.device)
+    return Edits.join(Edits.of(rows, taken, taken, False), Edits.of(rows, put, place, True))
+
+
+class NMSRerun:
+    """
+    Greedy NMS after one change, worked out from the change alone.
+
+    A newcomer displaces every kept window that it overlaps. Windows all of whose kept suppressors
+    are gone, and that overlap nothing newly kept, come back by score; each displaces the lower
+    kept windows that it overlaps, which may set others free. Nothing else can change.
+
+    Args:
+        record, overlaps: of the present scores. is_followed: (R,) bool by rank; what happens to the
+            other windows changes nothing that is asked for.
+    """
+
+    def __init__(self, record: NMSRecord, overlaps: Overlaps, is_followed: torch.Tensor) -> None:
+        rank = record.rank
+        self.size = len(rank)
+        by_rank = torch.empty_like(rank)
+        by_rank[rank] = torch.arange(self.size, device=rank.device)
+        self._overlaps = overlaps._replace(boxes=overlaps.boxes[by_rank])
+        higher, lower = rank[record.higher], rank[record.lower]
+        is_kept = record.is_kept[by_rank]
+        is_suppression = is_kept[higher]
+        suppressor, suppressed = higher[is_suppression], lower[is_suppression]
+        self._suppressors_of = Groups(suppressed, suppressor, self.size)
+        is_sole = self._suppressors_of.counts[suppressed] == 1
+        # The best window that each kept one alone suppresses, R for none.
+        self.heir = torch.full_like(rank, self.size)
+        self.heir.scatter_reduce_(0, suppressor[is_sole], suppressed[is_sole], "amin")
+        followed = is_followed[suppressed]
+        self._suppressed_by = Groups(suppressor[followed], suppressed[followed], self.size)
+        kept = torch.cat([suppressor, lower[~is_suppression]])
+        beside = torch.cat([suppressed, higher[~is_suppression]])
+        followed = is_followed[kept]
+        self._kept_beside = Groups(beside[followed], kept[followed], self.size)
+
+    def raise_windows(self, windows: torch.Tensor) -> Edits:
+        """
+        Row b: the suppressed window windows[b] (B,) gets the best score of its image.
+
+        Its own entry, whose place depends on where it is raised to, is left out.
+        """
+        row, displaced = self._kept_beside.expand(windows)
+        return self._settle(self._keys(row, displaced), windows)
+
+    def remove_windows(self, windows: torch.Tensor) -> Edits:
+        """Row b: the kept window windows[b] (B,) is taken out."""
+        rows = torch.arange(len(windows), device=windows.device)
+        return self._settle(self._keys(rows, windows), None)
+
+    def _settle(self, removed: torch.Tensor, newcomers: torch.Tensor | None) -> Edits:
+        """
+        Args:
+            removed: keys (row and window in one number) of what the changes displace at once.
+        """
+        removed = removed.sort().values
+        added = removed.new_zeros(0)
+        waiting = self._freed(removed, removed, added, newcomers)
+        while len(waiting):
+            # The best free window of each row is kept for certain: all above it is settled.
+            rows, windows = self._split(waiting)
+            is_first = torch.ones_like(rows, dtype=torch.bool)
+            is_first[1:] = rows[1:] != rows[:-1]
+            kept = waiting[is_first]
+            added = torch.cat([added, kept])
+            kept_rows, kept_windows = self._split(kept)
+            beside = kept_windows[is_first.long().cumsum(0) - 1]
+            waiting = waiting[~is_first & ~self._overlaps.contains(windows, beside)]
+            source, displaced = self._kept_beside.expand(kept_windows)
+            is_lower = displaced > kept_windows[source]
+            lost = self._keys(kept_rows[source], displaced)[is_lower]
+            lost = lost[~is_member(lost, removed)].unique()
+            if len(lost):
+                removed = torch.cat([removed, lost]).sort().values
+                found = self._freed(lost, removed, added, newcomers)
+                waiting = torch.cat([waiting, found]).unique()
+        edits = []
+        for keys, is_added in ((removed, False), (added, True)):
+            rows, windows = self._split(keys)
+            edits.append(Edits.of(rows, windows, windows, is_added))
+        return Edits.join(*edits)
+
+    def _freed(
+        self,
+        lost: torch.Tensor,
+        removed: torch.Tensor,
+        added: torch.Tensor,
+        newcomers: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Sorted keys of the windows that nothing suppresses any more now that `lost` is gone."""
+        rows, windows = self._split(lost)
+        source, windows = self._suppressed_by.expand(windows)
+        rows = rows[source]
+        if newcomers is not None:
+            above = newcomers[rows]
+            is_free = (windows != above) & ~self._overlaps.contains(windows, above)
+            rows, windows = rows[is_free], windows[is_free]
+        # All kept suppressors must be gone; the one just lost is.
+        asked = (self._suppressors_of.counts[windows] > 1).nonzero().squeeze(1)
+        source, suppressor = self._suppressors_of.expand(windows[asked])
+        remains = ~is_member(self._keys(rows[asked[source]], suppressor), removed)
+        is_free = torch.ones_like(rows, dtype=torch.bool)
+        is_free[asked[source[remains]]] = False
+        keys = self._keys(rows[is_free], windows[is_free]).unique()
+        if not len(added) or not len(keys):
+            return keys
+        rows, windows = self._split(keys)
+        added_rows, added_windows = self._split(added)
+        num_rows = 1 + int(torch.maximum(rows.max(), added_rows.max()))
+        source, above = Groups(added_rows, added_windows, num_rows).expand(rows)
+        is_free = torch.ones_like(rows, dtype=torch.bool)
+        is_free[source[self._overlaps.contains(windows[source], above)]] = False
+        return keys[is_free]
+
+    def _keys(self, rows: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
+        return rows * self.size + windows
+
+    def _split(self, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = keys.div(self.size, rounding_mode="floor")
+        return rows, keys - rows * self.size

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The detector. Importing it registers its parts with Detectron2."""
+
+from .meta_arch import MAPRCNN
+from .output_layers import MAPOutputLayers, SoftmaxOutputLayers
+from .roi_heads import MAPROIHeads, SoftmaxROIHeads
+from .small_convnet import SmallConvNet
+from .squeezenet import SqueezeNet
+
+__all__ = [
+    "MAPOutputLayers",
+    "MAPRCNN",
+    "MAPROIHeads",
+    "SmallConvNet",
+    "SoftmaxOutputLayers",
+    "SoftmaxROIHeads",
+    "SqueezeNet",
+]

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The detector: Detectron2's GeneralizedRCNN on given windows, with its input checked."""
+
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.structures import Instances
+
+_PARTS = ("backbone.", "proposal_generator.", "roi_heads.")
+
+
+@META_ARCH_REGISTRY.register()
+class MAPRCNN(GeneralizedRCNN):
+    """
+    GeneralizedRCNN for precomputed windows.
+
+    It checks its input, and it loads the plain weights of a backbone too: in a state dict in which
+    no key begins with the name of a part, all keys are taken to be the backbone's, so that
+    MODEL.WEIGHTS can be a file of torchvision's.
+    """
+
+    def __init__(self, *args, **kwargs):
+        """Args: as GeneralizedRCNN, either a cfg or its parts."""
+        super().__init__(*args, **kwargs)
+        self._register_load_state_dict_pre_hook(self._take_backbone_weights)
+
+    def forward(self, batched_inputs: list[dict]):
+        """
+        As GeneralizedRCNN.
+
+        Raises:
+            ValueError: an image without "proposals" or, in training, without "instances".
+        """
+        if self.training:
+            self._check(batched_inputs, ("proposals", "instances"))
+        return super().forward(batched_inputs)
+
+    def inference(
+        self,
+        batched_inputs: list[dict],
+        detected_instances: list[Instances] | None = None,
+        do_postprocess: bool = True,
+    ):
+        """As GeneralizedRCNN. Raises ValueError for an image without "proposals"."""
+        if detected_instances is None:
+            self._check(batched_inputs, ("proposals",))
+        return super().inference(batched_inputs, detected_instances, do_postprocess)
+
+    def _check(self, batched_inputs: list[dict], required: tuple[str, ...]) -> None:
+        for inputs in batched_inputs:
+            for key in required:
+                if key == "proposals" and self.proposal_generator is not None:
+                    continue
+                if key not in inputs:
+                    name = inputs.get("file_name", inputs.get("image_id", "of unknown name"))
+                    raise ValueError(f"image {name}: expected {key!r}, got only {sorted(inputs)}")
+
+    def _take_backbone_weights(self, state_dict: dict, prefix: str, *_) -> None:
+        keys = [key for key in state_dict if key.startswith(prefix)]
+        if not keys or any(key[len(prefix) :].startswith(_PARTS) for key in keys):
+            return
+        own = {prefix + "backbone." + key for key in self.backbone.state_dict()}
+        renamed = {key: prefix + "backbone." + key[len(prefix) :] for key in keys}
+        if own.isdisjoint(renamed.values()):
+            raise ValueError(
+                f"weights: expected keys of the model or of its backbone such as "
+                f"{next(iter(self.backbone.state_dict()))!r}, got {keys[0]!r} and "
+                f"{len(keys) - 1} others that fit neither"
+            )
+        for key, new_key in renamed.items():
+            # What the backbone does not have, such as the classifier, is not wanted.
+            value = state_dict.pop(key)
+            if new_key in own:
+                state_dict[new_key] = value

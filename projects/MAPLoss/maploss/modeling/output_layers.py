@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Predictors: from the features of windows to class scores, to losses, and to detections.
+
+Shapes: N images, R windows of all images (Ri of image i), K classes, G objects of all images.
+"""
+
+import logging
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog
+from detectron2.layers import ShapeSpec, batched_nms
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import get_event_storage
+from torch import nn
+from torch.nn import functional as F
+
+from ..layers import MAPLoss
+
+logger = logging.getLogger(__name__)
+
+
+def window_detections(
+    scores: torch.Tensor,
+    windows: torch.Tensor,
+    image_size: tuple[int, int],
+    *,
+    score_thresh: float,
+    nms_iou_thresh: float,
+    detections_per_image: int,
+) -> Instances:
+    """
+    Detections of one image: its windows after greedy NMS of each class, scores at full precision.
+
+    Args:
+        scores: (Ri, K). windows: (Ri, 4) XYXY in pixels, clipped to the image here.
+        image_size: height and width in pixels.
+        score_thresh: scores not above it are dropped; -inf drops none.
+        nms_iou_thresh: a window is suppressed by a better one of IoU above it.
+        detections_per_image: the best so many of all classes together; <= 0 means all.
+
+    Returns:
+        Instances with pred_boxes, scores, pred_classes, by falling score.
+
+    Raises:
+        FloatingPointError: a score is not finite.
+    """
+    check_finite_scores(scores)
+    boxes = Boxes(windows.clone())
+    boxes.clip(image_size)
+    window_inds, class_inds = (scores > score_thresh).nonzero(as_tuple=True)
+    scores, box_tensor = scores[window_inds, class_inds], boxes.tensor[window_inds]
+    keep = batched_nms(box_tensor, scores, class_inds, nms_iou_thresh)
+    if detections_per_image > 0:
+        keep = keep[:detections_per_image]
+    result = Instances(image_size)
+    result.pred_boxes = Boxes(box_tensor[keep])
+    result.scores = scores[keep]
+    result.pred_classes = class_inds[keep]
+    return result
+
+
+def check_finite_scores(scores: torch.Tensor) -> None:
+    """Raises FloatingPointError where a score is infinite or not a number."""
+    is_finite = torch.isfinite(scores)
+    if not is_finite.all():
+        raise FloatingPointError(
+            f"scores: expected finite values, got {int((~is_finite).sum())} of {scores.numel()} "
+            "that are infinite or not a number"
+        )
+
+
+class WindowOutputLayers(nn.Module):
+    """
+    One linear layer over the features of a window. There is no box regression: windows are boxes.
+
+    A subclass says how many outputs there are, the losses, and what is the score of a detection.
+    """
+
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        num_classes: int,
+        num_outputs: int,
+        test_score_thresh: float = float("-inf"),
+        test_nms_iou_thresh: float = 0.3,
+        test_detections_per_image: int = -1,
+    ):
+        """
+        Args:
+            input_shape: of the features of one window.
+            num_classes: K. num_outputs: width of the linear layer.
+            test_score_thresh, test_nms_iou_thresh, test_detections_per_image: see
+                :func:`window_detections`.
+        """
+        super().__init__()
+        self.num_classes = num_classes
+        self.test_score_thresh = test_score_thresh
+        self.test_nms_iou_thresh = test_nms_iou_thresh
+        self.test_detections_per_image = test_detections_per_image
+        input_size = input_shape.channels * (input_shape.width or 1) * (input_shape.height or 1)
+        self.cls_score = nn.Linear(input_size, num_outputs)
+        nn.init.normal_(self.cls_score.weight, std=0.01)
+        nn.init.zeros_(self.cls_score.bias)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
+        return {
+            "input_shape": input_shape,
+            "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            "test_score_thresh": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+            "test_nms_iou_thresh": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
+            "test_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+        }
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(R, ...) features to (R, num_outputs) raw outputs, at least of single precision."""
+        outputs = self.cls_score(features.flatten(1))
+        return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
+
+    def losses(
+        self, outputs: torch.Tensor, windows: list[Instances], targets: list[Instances]
+    ) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            outputs: of :meth:`forward`, for all windows of the minibatch.
+            windows: N Instances with proposal_boxes, gt_classes (the window's label, K means
+                background).
+            targets: N Instances with gt_boxes, gt_classes, gt_difficult: all objects, whether a
+                window matches them or not.
+        """
+        raise NotImplementedError
+
+    def detection_scores(self, outputs: torch.Tensor) -> torch.Tensor:
+        """(R, num_outputs) raw outputs to (R, K) scores of detections."""
+        raise NotImplementedError
+
+    def inference(self, outputs: torch.Tensor, windows: list[Instances]) -> list[Instances]:
+        """Detections of each image (see :func:`window_detections`)."""
+        scores = self.detection_scores(outputs).split([len(x) for x in windows])
+        return [
+            window_detections(
+                scores_per_image,
+                windows_per_image.proposal_boxes.tensor,
+                windows_per_image.image_size,
+                score_thresh=self.test_score_thresh,
+                nms_iou_thresh=self.test_nms_iou_thresh,
+                detections_per_image=self.test_detections_per_image,
+            )
+            for scores_per_image, windows_per_image in zip(scores, windows)
+        ]
+
+
+class MAPOutputLayers(WindowOutputLayers):
+    """
+    K raw class scores, trained for mAP after NMS (Henderson & Ferrari 2016, section 4.1).
+
+    There is no softmax and no background column. Raw scores have no scale, and those of different
+    classes cannot be compared: Detectron2's default threshold (.05) and limit of detections per
+    image (100, over all classes) would cut the PR curves. The project's configs turn both off.
+    """
+
+    @configurable
+    def __init__(self, input_shape: ShapeSpec, *, num_classes: int, map_loss: MAPLoss, **kwargs):
+        """
+        Args:
+            map_loss: the loss; its NMS should be that of the test (`test_nms_iou_thresh`).
+            input_shape, num_classes, kwargs: see :class:`WindowOutputLayers`.
+        """
+        super().__init__(input_shape, num_classes=num_classes, num_outputs=num_classes, **kwargs)
+        self.map_loss = map_loss
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
+        ret = super().from_config(cfg, input_shape)
+        ret["map_loss"] = MAPLoss(
+            ap_type=ap_type_from_config(cfg),
+            nms_thresh=cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
+            match_iou_thresh=cfg.MODEL.MAP_LOSS.MATCH_IOU_THRESH,
+            estimator=cfg.MODEL.MAP_LOSS.ESTIMATOR,
+            min_delta=cfg.MODEL.MAP_LOSS.MIN_DELTA,
+            transitivity=cfg.MODEL.MAP_LOSS.TRANSITIVITY,
+            pairing=cfg.MODEL.MAP_LOSS.PAIRING,
+            grad_clip=cfg.MODEL.MAP_LOSS.GRAD_CLIP or None,
+            eps=cfg.MODEL.MAP_LOSS.EPS,
+            score_reg_weight=cfg.MODEL.MAP_LOSS.SCORE_REG_WEIGHT,
+        )
+        return ret
+
+    def losses(
+        self, outputs: torch.Tensor, windows: list[Instances], targets: list[Instances]
+    ) -> dict[str, torch.Tensor]:
+        """
+        loss_map = -log(mAP + eps) and loss_score_reg, see :class:`maploss.layers.MAPLoss`.
+
+        The labels of the windows are not used: the loss matches them to the objects of each class.
+        """
+        losses, stats = self.map_loss(
+            outputs,
+            torch.cat([x.proposal_boxes.tensor for x in windows]),
+            _image_inds(windows, outputs.device),
+            torch.cat([x.gt_boxes.tensor for x in targets]),
+            torch.cat([x.gt_classes for x in targets]),
+            _image_inds(targets, outputs.device),
+            torch.cat([x.gt_difficult for x in targets]),
+        )
+        largest_score = outputs.detach().abs().max() if outputs.numel() else outputs.new_zeros(())
+        watched = {
+            "map/minibatch_map": stats.map,
+            "map/nonzero_share": stats.nonzero_share,
+            "map/clipped_share": stats.clipped_share,
+            "map/largest_score": largest_score,
+        }
+        storage = get_event_storage()
+        for name, value in watched.items():
+            storage.put_scalar(name, float(value))
+        return losses
+
+    def detection_scores(self, outputs: torch.Tensor) -> torch.Tensor:
+        return outputs
+
+
+class SoftmaxOutputLayers(WindowOutputLayers):
+    """K + 1 logits, the last for background: Fast R-CNN's classifier, the paper's baseline."""
+
+    @configurable
+    def __init__(self, input_shape: ShapeSpec, *, num_classes: int, **kwargs):
+        """Args: see :class:`WindowOutputLayers`."""
+        super().__init__(
+            input_shape, num_classes=num_classes, num_outputs=num_classes + 1, **kwargs
+        )
+
+    def losses(
+        self, outputs: torch.Tensor, windows: list[Instances], targets: list[Instances]
+    ) -> dict[str, torch.Tensor]:
+        """loss_cls: the negative log likelihood, the mean over windows; 0 if there are none."""
+        if len(outputs) == 0:
+            return {"loss_cls": outputs.sum() * 0.0}
+        return {"loss_cls": F.cross_entropy(outputs, torch.cat([x.gt_classes for x in windows]))}
+
+    def detection_scores(self, outputs: torch.Tensor) -> torch.Tensor:
+        return F.softmax(outputs, dim=1)[:, : self.num_classes]
+
+
+def ap_type_from_config(cfg: CfgNode) -> str:
+    """
+    MODEL.MAP_LOSS.AP_TYPE, or if that is "auto", `ap_type` of the first data set's metadata.
+
+    Raises:
+        ValueError: "auto", and there is no data set or its metadata has no ap_type.
+    """
+    ap_type = cfg.MODEL.MAP_LOSS.AP_TYPE
+    if ap_type != "auto":
+        return ap_type
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    ap_type = MetadataCatalog.get(names[0]).get("ap_type", None) if names else None
+    if ap_type is None:
+        raise ValueError(
+            "MODEL.MAP_LOSS.AP_TYPE 'auto': expected `ap_type` in the metadata of "
+            f"{repr(names[0]) if names else 'DATASETS.TRAIN[0]'}, got none; "
+            "set AP_TYPE to 'area', 'voc07' or 'coco101'"
+        )
+    logger.info(f"AP type of the loss: {ap_type!r}, as in the evaluation of {names[0]!r}")
+    return ap_type
+
+
+def _image_inds(instances: list[Instances], device: torch.device) -> torch.Tensor:
+    """(sum of lengths,) index of the image that each instance belongs to."""
+    counts = torch.tensor([len(x) for x in instances], device=device)
+    return torch.arange(len(instances), device=device).repeat_interleave(counts)

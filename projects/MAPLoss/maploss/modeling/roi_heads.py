@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+ROI heads: which windows train, and which predictor scores them.
+
+Shapes: N images, R windows of all images (Ri of image i), K classes, Gi objects of image i.
+"""
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.roi_heads import ROIHeads, build_box_head
+from detectron2.modeling.sampling import subsample_labels
+from detectron2.structures import ImageList, Instances, pairwise_iou
+from detectron2.utils.events import get_event_storage
+from torch import nn
+
+from .output_layers import MAPOutputLayers, SoftmaxOutputLayers
+
+
+class WindowROIHeads(ROIHeads):
+    """
+    Scores given windows: pooler, box head, predictor. A subclass names the predictor's class.
+
+    Which windows train does not depend on the predictor: with the same seed, all see the same.
+    """
+
+    predictor_class: type[nn.Module]
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        in_features: list[str],
+        pooler: ROIPooler,
+        box_head: nn.Module,
+        box_predictor: nn.Module,
+        **kwargs,
+    ):
+        """
+        Args:
+            in_features: names of the backbone's outputs that are pooled.
+            pooler, box_head: features of a window. box_predictor: a
+                :class:`maploss.modeling.output_layers.WindowOutputLayers`.
+            kwargs: of Detectron2's ROIHeads. `batch_size_per_image` <= 0 keeps all windows;
+                `proposal_append_gt` must be False.
+
+        Raises:
+            ValueError: proposal_append_gt is True.
+        """
+        super().__init__(**kwargs)
+        if self.proposal_append_gt:
+            raise ValueError(
+                "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT: expected False (perfect windows would be "
+                "ranked in training that the test does not have), got True"
+            )
+        self.in_features = in_features
+        self.pooler = pooler
+        self.box_head = box_head
+        self.box_predictor = box_predictor
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        ret = super().from_config(cfg)
+        in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
+        resolution = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
+        missing = [name for name in in_features if name not in input_shape]
+        if missing:
+            raise ValueError(
+                f"MODEL.ROI_HEADS.IN_FEATURES: expected names of {sorted(input_shape)}, "
+                f"got {missing[0]!r}"
+            )
+        ret["in_features"] = in_features
+        ret["pooler"] = ROIPooler(
+            output_size=resolution,
+            scales=[1.0 / input_shape[name].stride for name in in_features],
+            sampling_ratio=cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO,
+            pooler_type=cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE,
+        )
+        channels = input_shape[in_features[0]].channels
+        box_head = build_box_head(
+            cfg, ShapeSpec(channels=channels, height=resolution, width=resolution)
+        )
+        ret["box_head"] = box_head
+        # The last part to be built: all before it starts the same for every predictor.
+        ret["box_predictor"] = cls.predictor_class(cfg, box_head.output_shape)
+        return ret
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, torch.Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
+        """
+        Args: as Detectron2's ROIHeads. targets may have gt_difficult (Gi,), 1 or True for objects
+            that are difficult; without it no object is.
+
+        Returns:
+            In training the windows that train and the losses, at test the detections and {}.
+        """
+        if not self.training:
+            outputs = self._outputs(features, proposals)
+            return self.box_predictor.inference(outputs, proposals), {}
+        if targets is None:
+            raise ValueError("targets: expected the objects of each image in training, got None")
+        targets = [_with_difficult(x) for x in targets]
+        windows = self.label_and_sample_proposals(proposals, targets)
+        outputs = self._outputs(features, windows)
+        # All objects go along, also those that no window matches: they count in AP's num_gt.
+        return windows, self.box_predictor.losses(outputs, windows, targets)
+
+    def _outputs(self, features: dict[str, torch.Tensor], windows: list[Instances]) -> torch.Tensor:
+        """(R, number of outputs) of all windows of all images."""
+        pooled = self.pooler(
+            [features[name] for name in self.in_features], [x.proposal_boxes for x in windows]
+        )
+        return self.box_predictor(self.box_head(pooled))
+
+    @torch.no_grad()
+    def label_and_sample_proposals(
+        self, proposals: list[Instances], targets: list[Instances]
+    ) -> list[Instances]:
+        """
+        The windows that train, each image's in the order of its proposals.
+
+        A window's label is the class of the object that it overlaps most if the IoU reaches
+        MODEL.ROI_HEADS.IOU_THRESHOLDS, else background (K), whatever the IoU. A window whose object
+        is difficult is left out: it is neither an example of the class nor of the background, and
+        in AP it counts as neither too. Sampling takes BATCH_SIZE_PER_IMAGE windows of an image, at
+        most POSITIVE_FRACTION of them foreground (Henderson & Ferrari 2016, section 4.5: 5%).
+
+        Args:
+            proposals: N Instances with proposal_boxes.
+            targets: N Instances with gt_boxes, gt_classes, gt_difficult.
+
+        Returns:
+            N Instances: some of the proposals, with gt_classes, the labels.
+        """
+        sampled, num_foreground = [], 0
+        for windows, objects in zip(proposals, targets):
+            labels = self._labels(windows, objects)
+            inds = self._sample(labels)
+            windows = windows[inds]
+            windows.gt_classes = labels[inds]
+            num_foreground += int((windows.gt_classes < self.num_classes).sum())
+            sampled.append(windows)
+        num_windows = sum(len(x) for x in sampled)
+        storage = get_event_storage()
+        storage.put_scalar("roi_head/num_fg_samples", num_foreground / len(sampled))
+        storage.put_scalar("roi_head/num_bg_samples", (num_windows - num_foreground) / len(sampled))
+        return sampled
+
+    def _labels(self, windows: Instances, objects: Instances) -> torch.Tensor:
+        """(Ri,) class, K for background, -1 for windows that are left out."""
+        if len(objects) == 0:
+            return torch.full(
+                (len(windows),), self.num_classes, device=windows.proposal_boxes.device
+            )
+        iou = pairwise_iou(objects.gt_boxes, windows.proposal_boxes)
+        object_inds, match_labels = self.proposal_matcher(iou)
+        labels = objects.gt_classes[object_inds]
+        labels[objects.gt_difficult[object_inds] != 0] = -1
+        labels[match_labels == 0] = self.num_classes
+        labels[match_labels == -1] = -1
+        return labels
+
+    def _sample(self, labels: torch.Tensor) -> torch.Tensor:
+        """Indices of the windows that train, rising: ties in score are broken by this order."""
+        if self.batch_size_per_image <= 0:
+            return (labels != -1).nonzero(as_tuple=True)[0]
+        foreground, background = subsample_labels(
+            labels, self.batch_size_per_image, self.positive_fraction, self.num_classes
+        )
+        return torch.cat([foreground, background]).sort()[0]
+
+
+@ROI_HEADS_REGISTRY.register()
+class MAPROIHeads(WindowROIHeads):
+    """Windows scored without softmax and trained for mAP after NMS (the paper's detector)."""
+
+    predictor_class = MAPOutputLayers
+
+
+@ROI_HEADS_REGISTRY.register()
+class SoftmaxROIHeads(WindowROIHeads):
+    """The same windows classified by a softmax (Fast R-CNN without box regression)."""
+
+    predictor_class = SoftmaxOutputLayers
+
+
+def _with_difficult(targets: Instances) -> Instances:
+    """The targets, with gt_difficult: 0 where the mapper gave none."""
+    if targets.has("gt_difficult"):
+        return targets
+    targets = Instances(targets.image_size, **targets.get_fields())
+    targets.gt_difficult = torch.zeros_like(targets.gt_classes)
+    return targets

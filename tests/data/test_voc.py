@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+import logging
+from pathlib import Path
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from maploss.data import load_voc, register_voc
+
+CLASSES = ("cat", "dog")
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+def make_object(name, box, difficult=None):
+    corners = "".join(
+        f"<{key}>{value}</{key}>"
+        for key, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+    )
+    flag = "" if difficult is None else f"<difficult>{difficult}</difficult>"
+    return f"<object><name>{name}</name>{flag}<bndbox>{corners}</bndbox></object>"
+
+
+def make_xml(*objects):
+    size = "<size><width>100</width><height>80</height><depth>3</depth></size>"
+    return f"<annotation>{size}{''.join(objects)}</annotation>"
+
+
+def make_tree(root, **files):
+    """A tree in VOC's layout with one annotation file per keyword; returns its root."""
+    for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for image_id, content in files.items():
+        (root / "Annotations" / f"{image_id}.xml").write_text(content)
+    (root / "ImageSets/Main/train.txt").write_text("".join(f"{i}\n" for i in files))
+    return str(root)
+
+
+def test_boxes_become_continuous_and_difficult_is_kept(tmp_path):
+    objects = [make_object("dog", (1, 1, 100, 80), 1), make_object("cat", (10, 20, 30, 40), 0)]
+    root = make_tree(tmp_path, x=make_xml(*objects), y=make_xml(make_object("cat", (2, 2, 9, 9))))
+    first, second = load_voc(root, "train", CLASSES)
+    assert first["file_name"] == str(tmp_path / "JPEGImages" / "x.jpg")
+    assert (first["image_id"], first["width"], first["height"]) == ("x", 100, 80)
+    assert [a["bbox"] for a in first["annotations"]] == [[0, 0, 100, 80], [9, 19, 30, 40]]
+    assert [a["category_id"] for a in first["annotations"]] == [1, 0]
+    assert [a["difficult"] for a in first["annotations"]] == [1, 0]
+    assert second["annotations"][0]["difficult"] == 0
+
+
+def test_flawed_boxes_are_clipped_or_dropped_with_one_counted_warning(tmp_path, caplog):
+    objects = [
+        make_object("cat", (0, 5, 20, 90)),
+        make_object("cat", (50, 50, 50, 50)),
+        make_object("cat", (150, 5, 160, 9)),
+        make_object("cat", (5, 5, 20, 20)),
+    ]
+    root = make_tree(tmp_path, x=make_xml(*objects))
+    with caplog.at_level(logging.WARNING):
+        (record,) = load_voc(root, "train", CLASSES)
+    assert [a["bbox"] for a in record["annotations"]] == [[0, 4, 20, 80], [4, 4, 20, 20]]
+    assert len(caplog.records) == 1
+    assert "1 boxes reached outside" in caplog.text
+    assert "2 of zero area were dropped (x)" in caplog.text
+
+
+def test_malformed_xml_names_the_file(tmp_path):
+    root = make_tree(tmp_path, broken="<annotation><size>")
+    with pytest.raises(ValueError, match=r"broken\.xml"):
+        load_voc(root, "train", CLASSES)
+
+
+def test_xml_without_size_or_with_a_word_for_a_number_names_file_and_key(tmp_path):
+    root = make_tree(tmp_path, x="<annotation></annotation>")
+    with pytest.raises(ValueError, match=r"x\.xml: size/width is None"):
+        load_voc(root, "train", CLASSES)
+    root = make_tree(tmp_path, x=make_xml(make_object("cat", ("one", 1, 2, 3))))
+    with pytest.raises(ValueError, match=r"x\.xml: bndbox/xmin is 'one'"):
+        load_voc(root, "train", CLASSES)
+
+
+def test_missing_xml_names_the_file(tmp_path):
+    root = make_tree(tmp_path, x=make_xml())
+    (tmp_path / "Annotations" / "x.xml").unlink()
+    with pytest.raises(FileNotFoundError, match=r"image 'x'.*x\.xml"):
+        load_voc(root, "train", CLASSES)
+
+
+def test_unknown_class_names_class_and_file(tmp_path):
+    root = make_tree(tmp_path, x=make_xml(make_object("cow", (1, 1, 9, 9))))
+    with pytest.raises(ValueError, match=r"Unknown class 'cow' in .*x\.xml.*'cat', 'dog'"):
+        load_voc(root, "train", CLASSES)
+
+
+def test_empty_and_missing_split_name_the_file(tmp_path):
+    root = make_tree(tmp_path)
+    with pytest.raises(ValueError, match=r"Empty split: .*train\.txt"):
+        load_voc(root, "train", CLASSES)
+    with pytest.raises(FileNotFoundError, match=r"Split 'val' not found: .*val\.txt"):
+        load_voc(root, "val", CLASSES)
+
+
+def test_registering_again_replaces_the_data_set(tmp_path):
+    root = make_tree(tmp_path, x=make_xml(make_object("cat", (1, 1, 9, 9))))
+    register_voc("voc_of_a_test", root, "train", ("dog", "cat"), "voc07")
+    register_voc("voc_of_a_test", root, "train", CLASSES)
+    assert DatasetCatalog.get("voc_of_a_test")[0]["annotations"][0]["category_id"] == 0
+    metadata = MetadataCatalog.get("voc_of_a_test")
+    assert metadata.thing_classes == ["cat", "dog"]
+    assert metadata.ap_type == "area"
+    DatasetCatalog.remove("voc_of_a_test")
+    MetadataCatalog.remove("voc_of_a_test")
+
+
+def test_voc_2007_and_2012_are_registered_with_their_ap():
+    for name, ap_type in (("voc_2007_test", "voc07"), ("voc_2012_val", "area")):
+        assert name in DatasetCatalog
+        metadata = MetadataCatalog.get(name)
+        assert metadata.ap_type == ap_type
+        assert metadata.year == int(name[4:8])
+        assert len(metadata.thing_classes) == 20
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="real data is not beside the checkout")
+def test_real_annotations_load_with_difficult_objects(caplog):
+    names = MetadataCatalog.get("voc_2007_val").thing_classes
+    records = load_voc(str(SHARED / "voc2007" / "VOC2007"), "val", names)
+    assert len(records) == 500
+    flags = [a["difficult"] for record in records for a in record["annotations"]]
+    assert 0 < sum(flags) < len(flags) / 2
+    with caplog.at_level(logging.WARNING):
+        load_voc(str(SHARED / "bccd"), "trainval", ("RBC", "WBC", "Platelets"))
+    assert "2 of zero area were dropped (BloodImage_00338, BloodImage_00343)" in caplog.text

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+import logging
+
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from maploss.engine import prepare_config
+
+
+@pytest.fixture
+def cfg(tiny_cfg, tiny_dataset):
+    name, _ = tiny_dataset
+    tiny_cfg.DATASETS.TRAIN = tiny_cfg.DATASETS.TEST = (name,)
+    tiny_cfg.MODEL.LOAD_PROPOSALS = False
+    return tiny_cfg
+
+
+def test_without_cuda_the_cpu_is_used_and_that_is_said(cfg, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(logging.getLogger("maploss"), "propagate", True)
+    cfg.MODEL.DEVICE = "cuda"
+    prepare_config(cfg, eval_only=False)
+    assert cfg.MODEL.DEVICE == "cpu"
+    assert len(caplog.records) == 1
+    assert "no CUDA" in caplog.text
+
+
+def test_with_cuda_the_device_stays(cfg, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    cfg.MODEL.DEVICE = "cuda:0"
+    prepare_config(cfg, eval_only=False)
+    assert cfg.MODEL.DEVICE == "cuda:0"
+
+
+def test_a_number_of_classes_other_than_the_data_set_has_is_an_error(cfg, tiny_dataset):
+    MetadataCatalog.get(f"{tiny_dataset[0]}_of_3").set(thing_classes=["a", "b", "c"])
+    cfg.DATASETS.TEST = (f"{tiny_dataset[0]}_of_3",)
+    with pytest.raises(ValueError, match=r"NUM_CLASSES: expected 3.*_of_3'.*got 4"):
+        prepare_config(cfg, eval_only=True)
+
+
+def test_given_proposal_files_are_kept(cfg, tiny_dataset):
+    _, proposal_file = tiny_dataset
+    cfg.MODEL.LOAD_PROPOSALS = True
+    cfg.DATASETS.PROPOSAL_FILES_TRAIN = cfg.DATASETS.PROPOSAL_FILES_TEST = (proposal_file,)
+    prepare_config(cfg, eval_only=False)
+    assert cfg.DATASETS.PROPOSAL_FILES_TRAIN == (proposal_file,)
+    assert cfg.DATASETS.PROPOSAL_FILES_TEST == (proposal_file,)
+
+
+def test_a_run_that_only_evaluates_needs_no_windows_to_train(cfg, tiny_dataset):
+    _, proposal_file = tiny_dataset
+    cfg.MODEL.LOAD_PROPOSALS = True
+    cfg.DATASETS.TRAIN = ("nothing_of_that_name",)
+    cfg.DATASETS.PROPOSAL_FILES_TEST = (proposal_file,)
+    prepare_config(cfg, eval_only=True)
+    assert cfg.DATASETS.PROPOSAL_FILES_TRAIN == ()
+
+
+def test_training_without_a_data_set_is_an_error(cfg):
+    cfg.DATASETS.TRAIN = ()
+    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN"):
+        prepare_config(cfg, eval_only=False)

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import logging
+import math
+import os
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils import comm
+from maploss.evaluation import APEvaluator
+
+NAMES = ["cat", "dog", "unseen"]
+IMAGE_IDS = ("a", "b", "c", "d")
+OBJECTS = {  # image: (box, class, difficult)
+    "a": [([10, 10, 30, 30], 0, 0), ([40, 10, 60, 40], 1, 0)],
+    "b": [([5, 5, 25, 45], 0, 0), ([30, 30, 50, 50], 0, 1)],
+    "c": [([5, 5, 45, 25], 1, 0)],
+    "d": [],
+}
+
+
+def register(folder, name):
+    """Registers four images of noise and their objects."""
+
+    def load():
+        return [
+            {
+                "file_name": os.path.join(folder, f"{image_id}.png"),
+                "image_id": image_id,
+                "height": 60,
+                "width": 80,
+                "annotations": [
+                    {
+                        "bbox": box,
+                        "bbox_mode": BoxMode.XYXY_ABS,
+                        "category_id": class_id,
+                        "difficult": difficult,
+                        "iscrowd": 0,
+                    }
+                    for box, class_id, difficult in OBJECTS[image_id]
+                ],
+            }
+            for image_id in IMAGE_IDS
+        ]
+
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(thing_classes=NAMES, ap_type="area")
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for image_id in IMAGE_IDS:
+        cv2.imwrite(str(folder / f"{image_id}.png"), rng.integers(0, 256, (60, 80, 3), np.uint8))
+    name = f"evaluator_{tmp_path.name}"
+    register(str(folder), name)
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+def make_output(boxes, scores, classes):
+    instances = Instances((60, 80))
+    boxes = np.array(boxes, dtype=np.float32).reshape(-1, 4)
+    instances.pred_boxes = Boxes(torch.from_numpy(boxes))
+    instances.scores = torch.tensor(scores, dtype=torch.float32)
+    instances.pred_classes = torch.tensor(classes, dtype=torch.int64)
+    return {"instances": instances}
+
+
+def random_output(image_id):
+    """Detections near the objects of an image and some anywhere; tied scores among them."""
+    rng = np.random.default_rng(ord(image_id))
+    rows = [(np.array(b) + rng.integers(-2, 3, 4), c) for b, c, _ in OBJECTS[image_id]] * 2
+    rows += [(np.array([0, 0, 20, 20]) + 5 * i, i % 3) for i in range(6)]
+    scores = rng.integers(0, 4, len(rows))
+    return make_output([r[0] for r in rows], scores, [r[1] for r in rows])
+
+
+def evaluate(name, outputs, output_dir=None):
+    evaluator = APEvaluator(name, output_dir)
+    evaluator.reset()
+    for image_id, output in outputs.items():
+        evaluator.process([{"image_id": image_id}], [output])
+    return evaluator.evaluate()
+
+
+def perfect_output(image_id):
+    rows = OBJECTS[image_id]
+    return make_output([r[0] for r in rows], [1.0] * len(rows), [r[1] for r in rows])
+
+
+def test_perfect_detections_have_an_ap_of_100_percent(dataset):
+    results = evaluate(dataset, {i: perfect_output(i) for i in IMAGE_IDS})
+    assert list(results) == ["bbox"]
+    assert results["bbox"]["AP"] == results["bbox"]["AP50"] == 100
+    assert results["bbox"]["AP50-voc07"] == results["bbox"]["AP50-coco101"] == 100
+    assert results["bbox"]["AP50-cat"] == results["bbox"]["AP50-dog"] == 100
+    assert math.isnan(results["bbox"]["AP50-unseen"])
+
+
+def test_no_prediction_at_all_is_an_ap_of_zero_and_a_warning(dataset, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        results = evaluate(dataset, {}, str(tmp_path))
+    assert results["bbox"]["AP"] == results["bbox"]["AP50-cat"] == 0
+    assert "4 of 4 images" in caplog.text
+    assert (tmp_path / "detections.png").is_file()
+
+
+def test_files_are_written_and_agree_with_the_results(dataset, tmp_path):
+    results = evaluate(dataset, {i: random_output(i) for i in IMAGE_IDS}, str(tmp_path))
+    written = json.loads((tmp_path / "ap.json").read_text())
+    assert written["bbox"]["AP50"] == pytest.approx(results["bbox"]["AP50"])
+    assert written["bbox"]["AP50-unseen"] is None
+    assert written["classes"]["cat"]["num_difficult"] == 1
+    table = (tmp_path / "ap.txt").read_text()
+    assert "mean of 2" in table
+    assert "for want of objects: unseen" in table
+    for name in ("pr_curves.png", "detections.png"):
+        assert cv2.imread(str(tmp_path / name)).std() > 10
+    assert sorted(os.listdir(tmp_path)) == sorted(
+        ["ap.json", "ap.txt", "detections.png", "images", "pr_curves.png"]
+    )
+
+
+def test_reset_forgets_the_detections_before(dataset):
+    evaluator = APEvaluator(dataset)
+    evaluator.process([{"image_id": "a"}], [perfect_output("a")])
+    evaluator.reset()
+    assert evaluator.evaluate()["bbox"]["AP50"] == 0
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_score_that_is_not_finite_names_the_image(dataset, score):
+    output = make_output([[0, 0, 5, 5]], [score], [0])
+    with pytest.raises(FloatingPointError, match="Image 'a'"):
+        evaluate(dataset, {"a": output})
+
+
+def test_unknown_class_names_the_image(dataset):
+    output = make_output([[0, 0, 5, 5]], [1.0], [3])
+    with pytest.raises(ValueError, match="Image 'b': expected classes below 3, got 3"):
+        evaluate(dataset, {"b": output})
+
+
+def test_prediction_for_an_image_that_the_data_set_has_not_is_an_error(dataset):
+    with pytest.raises(ValueError, match="image 'z'"):
+        evaluate(dataset, {"z": perfect_output("a")})
+
+
+def evaluate_as_one_of_two(rank, folder, name, rendezvous, result_file):
+    """One process of two; image b is seen by both."""
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    register(folder, name)
+    images = ("c", "b") if rank == 0 else ("a", "b", "d")
+    results = evaluate(name, {i: random_output(i) for i in images})
+    if comm.is_main_process():
+        with open(result_file, "w") as f:
+            json.dump(results["bbox"], f)
+    elif results is not None:
+        raise RuntimeError(f"process {rank} returned {results}")
+    dist.destroy_process_group()
+
+
+def test_two_processes_give_the_result_of_one(dataset, tmp_path):
+    expected = evaluate(dataset, {i: random_output(i) for i in IMAGE_IDS})["bbox"]
+    result_file = tmp_path / "result.json"
+    arguments = (str(tmp_path / "images"), "in_two", str(tmp_path / "rendezvous"), str(result_file))
+    torch.multiprocessing.spawn(evaluate_as_one_of_two, arguments, nprocs=2)
+    results = json.loads(result_file.read_text())
+    assert results == pytest.approx(expected, nan_ok=True)
+    assert 0 < results["AP50"] < 100

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+from detectron2.config import CfgNode, get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
+from maploss.config import add_maploss_config
+from maploss.layers import MAPLoss
+from maploss.modeling import MAPOutputLayers
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+LEAVES = sorted(
+    str(path.relative_to(CONFIGS))
+    for path in CONFIGS.rglob("*.yaml")
+    if not path.name.startswith("Base-")
+)
+
+
+def load(path):
+    cfg = get_cfg()
+    add_maploss_config(cfg)
+    cfg.merge_from_file(str(path))
+    return cfg
+
+
+def test_there_are_leaves():
+    assert len(LEAVES) >= 10
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_a_config_survives_being_written_and_read(leaf, tmp_path):
+    cfg = load(CONFIGS / leaf)
+    copy = tmp_path / "config.yaml"
+    copy.write_text(cfg.dump())
+    # As JSON, since YAML turns tuples into lists.
+    assert json.dumps(load(copy)) == json.dumps(cfg)
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_a_config_builds_and_cuts_no_detections(leaf):
+    cfg = load(CONFIGS / leaf)
+    cfg.MODEL.DEVICE = "cpu"
+    predictor = build_model(cfg).roi_heads.box_predictor
+    assert predictor.test_score_thresh == float("-inf")
+    assert predictor.test_detections_per_image == -1
+    assert predictor.test_nms_iou_thresh == 0.3
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_a_config_writes_to_a_folder_of_its_own(leaf):
+    others = {load(CONFIGS / other).OUTPUT_DIR for other in LEAVES if other != leaf}
+    assert load(CONFIGS / leaf).OUTPUT_DIR not in others
+
+
+def test_the_loss_gets_the_settings_of_the_config(tiny_cfg):
+    tiny_cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = 0.4
+    tiny_cfg.MODEL.MAP_LOSS.merge_from_other_cfg(
+        CfgNode(
+            {
+                "AP_TYPE": "voc07",
+                "MATCH_IOU_THRESH": 0.6,
+                "ESTIMATOR": "sde",
+                "MIN_DELTA": 0.2,
+                "TRANSITIVITY": "paper",
+                "PAIRING": "paired",
+                "GRAD_CLIP": 0.0,
+                "EPS": 0.03,
+                "SCORE_REG_WEIGHT": 2e-5,
+            }
+        )
+    )
+    predictor = MAPOutputLayers(tiny_cfg, ShapeSpec(channels=2))
+    assert predictor.test_nms_iou_thresh == 0.4
+    assert predictor.map_loss.score_reg_weight == 2e-5
+    assert predictor.map_loss.settings == {
+        "ap_type": "voc07",
+        "nms_thresh": 0.4,
+        "match_iou_thresh": 0.6,
+        "estimator": "sde",
+        "min_delta": 0.2,
+        "transitivity": "paper",
+        "pairing": "paired",
+        "grad_clip": None,
+        "eps": 0.03,
+    }
+
+
+def test_the_defaults_are_those_of_the_loss():
+    cfg = get_cfg()
+    add_maploss_config(cfg)
+    cfg.MODEL.MAP_LOSS.pop("AP_TYPE")  # "auto" is known to the config only
+    for name, parameter in inspect.signature(MAPLoss.__init__).parameters.items():
+        if name.upper() in cfg.MODEL.MAP_LOSS:
+            assert cfg.MODEL.MAP_LOSS.pop(name.upper()) == parameter.default, name
+    assert not cfg.MODEL.MAP_LOSS

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+
+
+def make_input(**changes):
+    proposals = Instances((32, 48))
+    proposals.proposal_boxes = Boxes(torch.tensor([[2.0, 2, 20, 20], [4.0, 4, 44, 30]]))
+    instances = Instances((32, 48))
+    instances.gt_boxes = Boxes(torch.tensor([[2.0, 2, 20, 22]]))
+    instances.gt_classes = torch.tensor([1])
+    inputs = {
+        "image": torch.zeros(3, 32, 48),
+        "file_name": "some/image.png",
+        "height": 64,
+        "width": 96,
+        "proposals": proposals,
+        "instances": instances,
+    }
+    return {key: value for key, value in (inputs | changes).items() if value is not None}
+
+
+def test_detections_are_windows_in_the_size_of_the_original_image(tiny_cfg):
+    model = build_model(tiny_cfg).eval()
+    with torch.no_grad():
+        (output,) = model([make_input(instances=None)])
+    detections = output["instances"]
+    assert detections.image_size == (64, 96)
+    found = {tuple(box) for box in detections.pred_boxes.tensor.tolist()}
+    assert found == {(4.0, 4.0, 40.0, 40.0), (8.0, 8.0, 88.0, 60.0)}
+    assert len(detections) == 8  # 2 windows, 4 classes, no threshold, little overlap
+    assert (detections.scores[:-1] >= detections.scores[1:]).all()
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_missing_proposals_are_an_error_that_names_the_image(tiny_cfg, storage, is_training):
+    model = build_model(tiny_cfg).train(is_training)
+    with pytest.raises(ValueError, match=r"some/image\.png.*'proposals'"):
+        model([make_input(file_name="other.png"), make_input(proposals=None)])
+
+
+def test_missing_annotations_are_an_error_in_training(tiny_cfg, storage):
+    with pytest.raises(ValueError, match=r"some/image\.png.*'instances'"):
+        build_model(tiny_cfg)([make_input(instances=None)])
+
+
+def test_objects_are_not_difficult_unless_the_mapper_says_so(tiny_cfg, storage):
+    inputs = make_input()
+    assert torch.isfinite(sum(build_model(tiny_cfg)([inputs]).values()))
+    assert not inputs["instances"].has("gt_difficult")

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.layers import ShapeSpec
+from detectron2.structures import Boxes, Instances
+from maploss.layers import MAPLoss
+from maploss.modeling import MAPOutputLayers, SoftmaxOutputLayers
+from maploss.modeling.output_layers import ap_type_from_config, window_detections
+
+SIZE = (100, 100)
+SETTINGS = {"score_thresh": float("-inf"), "nms_iou_thresh": 0.3, "detections_per_image": -1}
+FAR = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]])
+
+
+def test_windows_of_one_class_suppress_each_other_and_not_those_of_another():
+    windows = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9]])
+    scores = torch.tensor([[3.0, -1.0], [2.0, -2.0]])
+    result = window_detections(scores, windows, SIZE, **SETTINGS)
+    assert result.scores.tolist() == [3.0, -1.0]
+    assert result.pred_classes.tolist() == [0, 1]
+    assert result.pred_boxes.tensor.tolist() == [[0.0, 0, 10, 10]] * 2
+
+
+def test_scores_keep_full_precision_and_negative_ones_are_detections():
+    scores = torch.tensor([[-1.0], [-1.0000001]])
+    result = window_detections(scores, FAR, SIZE, **SETTINGS)
+    assert result.scores.tolist() == scores[:, 0].tolist()
+
+
+def test_the_threshold_and_the_number_of_detections_limit_the_result():
+    scores = torch.tensor([[0.1, 0.4], [0.2, 0.3]])
+    result = window_detections(scores, FAR, SIZE, **SETTINGS | {"score_thresh": 0.1})
+    assert len(result) == 3
+    result = window_detections(scores, FAR, SIZE, **SETTINGS | {"detections_per_image": 2})
+    assert torch.equal(result.scores, torch.tensor([0.4, 0.3]))
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_no_limit_means_all_detections(limit):
+    scores = torch.zeros(2, 30)
+    result = window_detections(scores, FAR, SIZE, **SETTINGS | {"detections_per_image": limit})
+    assert len(result) == 60
+
+
+def test_windows_are_clipped_to_the_image_and_the_input_is_left_alone():
+    windows = torch.tensor([[-5.0, -5, 200, 50]])
+    result = window_detections(torch.zeros(1, 1), windows, SIZE, **SETTINGS)
+    assert result.pred_boxes.tensor.tolist() == [[0.0, 0, 100, 50]]
+    assert windows.tolist() == [[-5.0, -5, 200, 50]]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_score_that_is_not_finite_is_an_error(value):
+    with pytest.raises(FloatingPointError, match="1 of 4"):
+        window_detections(torch.tensor([[0.0, value], [1.0, 2.0]]), FAR, SIZE, **SETTINGS)
+
+
+def make_windows(labels):
+    windows = Instances(SIZE)
+    windows.proposal_boxes = Boxes(torch.tensor([[0.0, 0, 10, 10]]).repeat(len(labels), 1))
+    windows.gt_classes = torch.tensor(labels)
+    return windows
+
+
+def test_softmax_loss_is_the_mean_negative_log_likelihood_with_background_last():
+    predictor = SoftmaxOutputLayers(ShapeSpec(channels=5), num_classes=2)
+    logits = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 2.0]])
+    loss = predictor.losses(logits, [make_windows([0]), make_windows([2])], [])["loss_cls"]
+    exp = torch.tensor([1.0, 2.0]).exp()
+    assert torch.allclose(loss, -(exp / (exp + 2)).log().mean())
+
+
+def test_softmax_detections_have_probabilities_and_no_background():
+    predictor = SoftmaxOutputLayers(ShapeSpec(channels=5), num_classes=2)
+    (result,) = predictor.inference(torch.tensor([[1.0, 2.0, 3.0]]), [make_windows([0])])
+    expected = torch.tensor([1.0, 2.0, 3.0]).softmax(0)
+    assert torch.allclose(result.scores, expected[[1, 0]])
+    assert result.pred_classes.tolist() == [1, 0]
+
+
+def test_map_detections_have_raw_scores_for_every_class():
+    predictor = MAPOutputLayers(ShapeSpec(channels=5), num_classes=3, map_loss=MAPLoss())
+    (result,) = predictor.inference(torch.tensor([[-7.0, 2.0, 30.0]]), [make_windows([0])])
+    assert result.scores.tolist() == [30.0, 2.0, -7.0]
+
+
+def test_half_precision_features_give_single_precision_scores():
+    predictor = MAPOutputLayers(ShapeSpec(channels=5), num_classes=3, map_loss=MAPLoss())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert predictor(torch.ones(2, 5)).dtype == torch.float32
+
+
+def test_the_last_layer_starts_small():
+    torch.manual_seed(0)
+    predictor = MAPOutputLayers(ShapeSpec(channels=500), num_classes=20, map_loss=MAPLoss())
+    assert predictor.cls_score.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert not predictor.cls_score.bias.any()
+
+
+def test_the_ap_type_is_that_of_the_first_training_set(tiny_cfg):
+    MetadataCatalog.get("ap_type_test").set(ap_type="voc07")
+    tiny_cfg.MODEL.MAP_LOSS.AP_TYPE = "auto"
+    tiny_cfg.DATASETS.TRAIN = ("ap_type_test", "shapes_train")
+    assert ap_type_from_config(tiny_cfg) == "voc07"
+    tiny_cfg.MODEL.MAP_LOSS.AP_TYPE = "coco101"
+    assert ap_type_from_config(tiny_cfg) == "coco101"
+
+
+@pytest.mark.parametrize("names", [(), ("without_ap_type",)])
+def test_an_ap_type_that_cannot_be_found_is_an_error(tiny_cfg, names):
+    tiny_cfg.MODEL.MAP_LOSS.AP_TYPE = "auto"
+    tiny_cfg.DATASETS.TRAIN = tiny_cfg.DATASETS.TEST = names
+    with pytest.raises(ValueError, match=r"AP_TYPE.*voc07"):
+        ap_type_from_config(tiny_cfg)

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole runs of train_net.py on a tiny data set, on the CPU, in this process."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.engine import default_argument_parser
+
+import train_net
+
+SHAPES = Path(train_net.__file__).parent / "configs/Shapes-Detection"
+TINY = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.SMALL_CONVNET.CHANNELS": "[4, 4, 4]",
+    "MODEL.ROI_BOX_HEAD.FC_DIM": "8",
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": "2",
+    "SOLVER.IMS_PER_BATCH": "2",
+    "SOLVER.STEPS": "()",
+    "SOLVER.WARMUP_ITERS": "0",
+    "SOLVER.CHECKPOINT_PERIOD": "2",
+    "DATALOADER.NUM_WORKERS": "0",
+}
+
+
+@pytest.fixture
+def run(tiny_dataset, tmp_path):
+    """Runs train_net.py with a config and further arguments, in one output folder."""
+    name, proposal_file = tiny_dataset
+
+    def _run(config, *args, opts=()):
+        settings = TINY | {"OUTPUT_DIR": str(tmp_path / "output")}
+        for part in ("TRAIN", "TEST"):
+            settings[f"DATASETS.{part}"] = f"('{name}',)"
+            settings[f"DATASETS.PROPOSAL_FILES_{part}"] = f"('{proposal_file}',)"
+        config_file = ["--config-file", str(SHAPES / f"{config}.yaml")]
+        given = [x for setting in settings.items() for x in setting]
+        args = [*config_file, *args, *given, *opts]
+        return train_net.main(default_argument_parser().parse_args(args))
+
+    return _run
+
+
+def read_metrics(tmp_path):
+    lines = (tmp_path / "output/metrics.json").read_text().splitlines()
+    return {key: value for line in lines for key, value in json.loads(line).items()}
+
+
+@pytest.mark.parametrize("config", ["map", "softmax"])
+def test_a_run_trains_resumes_and_evaluates(run, tmp_path, config):
+    output = tmp_path / "output"
+    run(config, opts=["SOLVER.MAX_ITER", "3", "TEST.EVAL_PERIOD", "0"])
+    assert (output / "config.yaml").is_file()
+    assert (output / "last_checkpoint").read_text() == "model_final.pth"
+    first = torch.load(output / "model_final.pth", map_location="cpu")
+    assert first["iteration"] == 2
+
+    run(config, "--resume", opts=["SOLVER.MAX_ITER", "5", "TEST.EVAL_PERIOD", "5"])
+    second = torch.load(output / "model_final.pth", map_location="cpu")
+    assert second["iteration"] == 4
+    assert second["trainer"]["_trainer"]["optimizer"]["state"]
+    metrics = read_metrics(tmp_path)
+    assert metrics["iteration"] >= 4
+    assert "bbox/AP50" in metrics
+    assert ("map/minibatch_map" in metrics) == (config == "map")
+
+    results = run(config, "--eval-only")
+    assert results["bbox"]["AP50"] == pytest.approx(metrics["bbox/AP50"], abs=1e-4)
+
+
+def test_resuming_keeps_the_momentum(run, tmp_path, monkeypatch):
+    run("softmax", opts=["SOLVER.MAX_ITER", "3", "TEST.EVAL_PERIOD", "0"])
+    saved = torch.load(tmp_path / "output/model_final.pth", map_location="cpu")
+    buffers = saved["trainer"]["_trainer"]["optimizer"]["state"]
+    seen = {}
+
+    def watch(trainer):
+        seen.update(trainer.optimizer.state_dict()["state"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_net.Trainer, "run_step", watch)
+    with pytest.raises(KeyboardInterrupt):
+        run("softmax", "--resume", opts=["SOLVER.MAX_ITER", "5"])
+    assert len(seen) == len(buffers) > 0
+    for key, state in buffers.items():
+        assert torch.equal(seen[key]["momentum_buffer"], state["momentum_buffer"])
+
+
+def test_the_predictor_does_not_change_which_windows_train(run, monkeypatch):
+    from maploss.modeling.roi_heads import WindowROIHeads
+
+    seen = []
+    sample = WindowROIHeads.label_and_sample_proposals
+
+    def watch(self, *args):
+        windows = sample(self, *args)
+        seen[-1].append(torch.cat([x.proposal_boxes.tensor for x in windows]))
+        return windows
+
+    monkeypatch.setattr(WindowROIHeads, "label_and_sample_proposals", watch)
+    opts = ["SOLVER.MAX_ITER", "3", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "6", "SEED", "3"]
+    for config in ("map", "softmax"):
+        seen.append([])
+        run(config, opts=[*opts, "DATALOADER.NUM_WORKERS", "1"])
+    assert len(seen[0]) == len(seen[1]) == 3
+    assert all(torch.equal(a, b) for a, b in zip(*seen))
+
+
+def test_scores_that_are_not_finite_stop_with_iteration_and_checkpoint(run, tmp_path, monkeypatch):
+    step = train_net.DefaultTrainer.run_step
+
+    def spoil(trainer):
+        if trainer.iter == 3:
+            with torch.no_grad():
+                trainer.model.roi_heads.box_predictor.cls_score.bias[0] = float("nan")
+        step(trainer)
+
+    monkeypatch.setattr(train_net.DefaultTrainer, "run_step", spoil)
+    checkpoint = os.path.join(tmp_path, "output", "model_0000001.pth")
+    with pytest.raises(FloatingPointError, match=f"iteration 3.*last checkpoint: {checkpoint}"):
+        run("map", opts=["SOLVER.MAX_ITER", "6"])
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_iteration(run, monkeypatch):
+    step = train_net.DefaultTrainer.run_step
+
+    def spoil(trainer):
+        with torch.no_grad():
+            trainer.model.roi_heads.box_predictor.cls_score.bias[0] = float("inf")
+        step(trainer)
+
+    monkeypatch.setattr(train_net.DefaultTrainer, "run_step", spoil)
+    with pytest.raises(FloatingPointError, match=r"(?s)iteration 0.*last checkpoint: none"):
+        run("softmax", opts=["SOLVER.MAX_ITER", "6"])
+
+
+def test_evaluating_without_weights_is_an_error(run, tmp_path):
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+        run("map", "--eval-only")
+
+
+@pytest.mark.parametrize("key", ["ESTIMATOR", "AP_TYPE", "TRANSITIVITY", "PAIRING"])
+def test_an_unknown_setting_stops_a_run_before_the_first_iteration(run, monkeypatch, key):
+    monkeypatch.setattr(train_net.Trainer, "run_step", lambda self: pytest.fail("it started"))
+    with pytest.raises(ValueError, match="nonsense"):
+        run("map", opts=[f"MODEL.MAP_LOSS.{key}", "nonsense"])

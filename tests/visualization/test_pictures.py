@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+import cv2
+import numpy as np
+import pytest
+import torch
+from maploss.evaluation import Detections, Objects, evaluate_detections
+from maploss.visualization import draw_detection_grid, draw_pr_curves
+
+
+@pytest.fixture
+def scene(tmp_path):
+    """Two black images: one object found, one missed, one difficult, one wrong detection."""
+    records = []
+    for i in range(2):
+        file_name = str(tmp_path / f"{i}.png")
+        cv2.imwrite(file_name, np.zeros((100, 100, 3), np.uint8))
+        records.append({"file_name": file_name, "image_id": str(i), "height": 100, "width": 100})
+    objects = Objects(
+        boxes=torch.tensor([[10, 20, 40, 50], [50, 50, 90, 90], [10, 60, 30, 90.0]]),
+        classes=torch.tensor([0, 0, 0]),
+        image_inds=torch.tensor([0, 0, 1]),
+        is_difficult=torch.tensor([False, False, True]),
+    )
+    detections = Detections(
+        boxes=torch.tensor([[10, 20, 40, 50], [60, 20, 90, 50.0]]),
+        scores=torch.tensor([1.0, 2.0]),
+        classes=torch.tensor([0, 0]),
+        image_inds=torch.tensor([0, 1]),
+    )
+    return records, detections, objects
+
+
+def has_color(image, rgb):
+    return bool((np.abs(image[:, :, ::-1].astype(int) - rgb).max(2) < 25).any())
+
+
+def test_grid_shows_right_wrong_missed_and_difficult_boxes_in_their_colors(tmp_path, scene):
+    records, detections, objects = scene
+    results = evaluate_detections(detections, objects, 1)
+    path = str(tmp_path / "grid.png")
+    draw_detection_grid(path, records, ["thing"], detections, objects, results)
+    image = cv2.imread(path)
+    legend = image.shape[0] // 4
+    for rgb in ((46, 204, 64), (255, 45, 45), (255, 159, 26), (184, 184, 184)):
+        assert has_color(image[legend:], rgb)
+
+
+def test_grid_and_curves_are_drawn_without_any_detection_or_object(tmp_path, scene):
+    records, detections, objects = scene
+    nothing = Detections(*(t[:0] for t in detections))
+    for objs in (objects, Objects(*(t[:0] for t in objects))):
+        results = evaluate_detections(nothing, objs, 2)
+        draw_detection_grid(
+            str(tmp_path / "grid.png"), records, ["a", "b"], nothing, objs, results, num_images=1
+        )
+        draw_pr_curves(str(tmp_path / "curves.png"), ["a", "b"], results)
+        assert cv2.imread(str(tmp_path / "curves.png")).std() > 1

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Trains or evaluates a detector:
+
+    python train_net.py --config-file configs/Shapes-Detection/map.yaml [--num-gpus N]
+        [--resume] [--eval-only] [KEY VALUE ...]
+
+--resume goes on from the last checkpoint in OUTPUT_DIR. --eval-only evaluates MODEL.WEIGHTS, or,
+with --resume or where MODEL.WEIGHTS is empty, that checkpoint.
+"""
+
+import os
+
+import maploss  # noqa: F401 (registers the models and the data sets)
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.engine import (
+    DefaultTrainer,
+    default_argument_parser,
+    default_setup,
+    default_writers,
+    launch,
+)
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter
+from detectron2.utils.logger import setup_logger
+from maploss.config import add_maploss_config
+from maploss.data.mapper import MAPDatasetMapper
+from maploss.engine import ProgressWriter, prepare_config
+from maploss.evaluation import APEvaluator
+
+
+class Trainer(DefaultTrainer):
+    """DefaultTrainer with this project's data, evaluation and progress line."""
+
+    @classmethod
+    def build_model(cls, cfg):
+        # A predictor with more outputs draws more random numbers. Without this, which images and
+        # windows train would depend on the predictor.
+        with torch.random.fork_rng(devices=[]):
+            return super().build_model(cfg)
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return build_detection_train_loader(cfg, mapper=MAPDatasetMapper(cfg, is_train=True))
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        mapper = MAPDatasetMapper(cfg, is_train=False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name):
+        return APEvaluator(dataset_name, os.path.join(cfg.OUTPUT_DIR, "inference"))
+
+    def build_writers(self):
+        writers = default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+        progress = ProgressWriter(self.max_iter)
+        return [progress if isinstance(x, CommonMetricPrinter) else x for x in writers]
+
+    def run_step(self):
+        try:
+            super().run_step()
+        except FloatingPointError as error:
+            last = self.checkpointer.get_checkpoint_file() or "none"
+            message = (
+                f"training stopped in iteration {self.iter}: {error} (last checkpoint: {last})"
+            )
+            raise FloatingPointError(message) from error
+
+    # Detectron2 0.5 saves no optimizer: a resumed run would start without momentum.
+    def state_dict(self):
+        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
+
+
+def setup(args):
+    """The frozen config of a run, with output folder, loggers and random seed set up."""
+    cfg = get_cfg()
+    add_maploss_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="maploss")
+    prepare_config(cfg, eval_only=args.eval_only)
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def main(args):
+    """One run; returns the results of the evaluation."""
+    cfg = setup(args)
+    if not args.eval_only:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        trainer.train()
+        return getattr(trainer, "_last_eval_results", None)
+    model = Trainer.build_model(cfg)
+    checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    if not (cfg.MODEL.WEIGHTS or checkpointer.has_checkpoint()):
+        raise FileNotFoundError(
+            f"--eval-only: expected MODEL.WEIGHTS or a checkpoint in {cfg.OUTPUT_DIR}, got neither"
+        )
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume or not cfg.MODEL.WEIGHTS)
+    results = Trainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+if __name__ == "__main__":
+    args = default_argument_parser().parse_args()
+    launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
