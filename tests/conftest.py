@@ -31,7 +31,8 @@ def tiny_cfg() -> CfgNode:
     add_maploss_config(cfg)
     cfg.merge_from_file(str(REPOSITORY / "configs/Shapes-Detection/map.yaml"))
     cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.SMALL_CONVNET.CHANNELS = [4, 4, 4]
+    cfg.MODEL.SMALL_CONVNET.CHANNELS = [4, 4, 4, 4]
+    cfg.MODEL.SMALL_CONVNET.NORM = ""
     cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 8
     cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 2
     cfg.MODEL.MAP_LOSS.AP_TYPE = "area"

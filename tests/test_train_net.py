@@ -14,7 +14,8 @@ import train_net
 SHAPES = Path(train_net.__file__).parent / "configs/Shapes-Detection"
 TINY = {
     "MODEL.DEVICE": "cpu",
-    "MODEL.SMALL_CONVNET.CHANNELS": "[4, 4, 4]",
+    "MODEL.SMALL_CONVNET.CHANNELS": "[4, 4, 4, 4]",
+    "MODEL.SMALL_CONVNET.NORM": "",
     "MODEL.ROI_BOX_HEAD.FC_DIM": "8",
     "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": "2",
     "SOLVER.IMS_PER_BATCH": "2",
@@ -105,7 +106,7 @@ def test_the_predictor_does_not_change_which_windows_train(run, monkeypatch):
         seen.append([])
         run(config, opts=[*opts, "DATALOADER.NUM_WORKERS", "1"])
     assert len(seen[0]) == len(seen[1]) == 3
-    assert all(torch.equal(a, b) for a, b in zip(*seen))
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
 
 
 def test_scores_that_are_not_finite_stop_with_iteration_and_checkpoint(run, tmp_path, monkeypatch):

@@ -44,8 +44,8 @@ def test_given_proposal_files_are_kept(cfg, tiny_dataset):
     cfg.MODEL.LOAD_PROPOSALS = True
     cfg.DATASETS.PROPOSAL_FILES_TRAIN = cfg.DATASETS.PROPOSAL_FILES_TEST = (proposal_file,)
     prepare_config(cfg, eval_only=False)
-    assert cfg.DATASETS.PROPOSAL_FILES_TRAIN == (proposal_file,)
-    assert cfg.DATASETS.PROPOSAL_FILES_TEST == (proposal_file,)
+    expected = (proposal_file,)
+    assert expected == cfg.DATASETS.PROPOSAL_FILES_TRAIN == cfg.DATASETS.PROPOSAL_FILES_TEST
 
 
 def test_a_run_that_only_evaluates_needs_no_windows_to_train(cfg, tiny_dataset):
@@ -60,4 +60,11 @@ def test_a_run_that_only_evaluates_needs_no_windows_to_train(cfg, tiny_dataset):
 def test_training_without_a_data_set_is_an_error(cfg):
     cfg.DATASETS.TRAIN = ()
     with pytest.raises(ValueError, match=r"DATASETS\.TRAIN"):
+        prepare_config(cfg, eval_only=False)
+
+
+def test_frozen_layers_without_weights_are_an_error_in_training_only(cfg):
+    cfg.MODEL.BACKBONE.FREEZE_AT = 2
+    prepare_config(cfg, eval_only=True)
+    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS.*FREEZE_AT = 2"):
         prepare_config(cfg, eval_only=False)

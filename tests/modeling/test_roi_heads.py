@@ -97,12 +97,12 @@ def test_both_heads_train_on_the_same_windows_under_one_seed(tiny_cfg, batch_siz
         model = make_model(tiny_cfg, name)
         torch.manual_seed(7)
         batch = make_batch()
-        features = {"conv3": torch.zeros(3, 4, 12, 16)}
+        features = {"conv4": torch.zeros(3, 4, 12, 16)}
         windows, _ = model.roi_heads(
             None, features, [x["proposals"] for x in batch], [x["instances"] for x in batch]
         )
         sampled.append(windows)
-    for first, second in zip(*sampled):
+    for first, second in zip(*sampled, strict=True):
         assert torch.equal(first.proposal_boxes.tensor, second.proposal_boxes.tensor)
         assert torch.equal(first.gt_classes, second.gt_classes)
         assert len(first) == 8 if batch_size else len(first) > 20
@@ -130,6 +130,16 @@ def test_all_windows_keep_their_order_without_a_limit(tiny_cfg):
     inputs = make_input(random_windows(50).tolist(), [OBJECT], [1], [0])
     windows = label_and_sample(tiny_cfg, inputs)
     assert torch.equal(windows.proposal_boxes.tensor, inputs["proposals"].proposal_boxes.tensor)
+
+
+def test_sampled_windows_keep_their_order(tiny_cfg):
+    # Otherwise foreground would come first, and win all ties in score.
+    tiny_cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 20
+    far = [[40.0, 20.0, 41.0 + i, 30.0] for i in range(20)]
+    windows = label_and_sample(tiny_cfg, make_input([*far, OBJECT], [OBJECT], [1], [0]))
+    assert windows.gt_classes.tolist() == [4] * 19 + [1]
+    rights = windows.proposal_boxes.tensor[:-1, 2]
+    assert (rights[1:] > rights[:-1]).all()
 
 
 def test_background_reaches_down_to_iou_0_and_up_to_the_threshold(tiny_cfg):
@@ -195,7 +205,7 @@ def test_appended_ground_truth_is_refused(tiny_cfg):
 
 def test_an_unknown_feature_is_named(tiny_cfg):
     tiny_cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p9"]
-    with pytest.raises(ValueError, match=r"IN_FEATURES.*conv3.*'p9'"):
+    with pytest.raises(ValueError, match=r"IN_FEATURES.*conv4.*'p9'"):
         build_model(tiny_cfg)
 
 

@@ -60,8 +60,8 @@ def _add_backbones(cfg: CfgNode) -> None:
     # A few convolutions 3 x 3 trained from scratch; output "conv<number of stages>".
     cfg.MODEL.SMALL_CONVNET = CfgNode()
     # Output channels of each stage.
-    cfg.MODEL.SMALL_CONVNET.CHANNELS = [16, 32, 64]
+    cfg.MODEL.SMALL_CONVNET.CHANNELS = [32, 64, 64, 64]
     # Stride of each stage.
-    cfg.MODEL.SMALL_CONVNET.STRIDES = [2, 2, 1]
+    cfg.MODEL.SMALL_CONVNET.STRIDES = [2, 2, 1, 1]
     # Normalisation after each convolution, as Detectron2's get_norm takes it; "" = none.
-    cfg.MODEL.SMALL_CONVNET.NORM = ""
+    cfg.MODEL.SMALL_CONVNET.NORM = "GN"

@@ -22,16 +22,27 @@ def prepare_config(cfg: CfgNode, *, eval_only: bool) -> None:
       make their own windows; files that are given are checked.
 
     Raises:
-        ValueError: no training set, or MODEL.ROI_HEADS.NUM_CLASSES is not that of the data sets.
+        ValueError: no training set; MODEL.ROI_HEADS.NUM_CLASSES not that of the data sets; layers
+            are frozen in training, but there are no weights for them.
     """
-    if not (eval_only or cfg.DATASETS.TRAIN):
-        raise ValueError("DATASETS.TRAIN: expected the name of a data set, got none")
+    if not eval_only:
+        _check_training(cfg)
     _use_available_device(cfg)
     names = cfg.DATASETS.TEST if eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     for name in names:
         _check_num_classes(name, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     if cfg.MODEL.LOAD_PROPOSALS:
         _fill_proposal_files(cfg, eval_only)
+
+
+def _check_training(cfg: CfgNode) -> None:
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError("DATASETS.TRAIN: expected the name of a data set, got none")
+    if cfg.MODEL.BACKBONE.FREEZE_AT > 0 and not cfg.MODEL.WEIGHTS:
+        raise ValueError(
+            "MODEL.WEIGHTS: expected a file, since layers frozen by MODEL.BACKBONE.FREEZE_AT = "
+            f"{cfg.MODEL.BACKBONE.FREEZE_AT} would stay random, got none"
+        )
 
 
 def _use_available_device(cfg: CfgNode) -> None:

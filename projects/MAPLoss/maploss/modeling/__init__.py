@@ -8,8 +8,8 @@ from .small_convnet import SmallConvNet
 from .squeezenet import SqueezeNet
 
 __all__ = [
-    "MAPOutputLayers",
     "MAPRCNN",
+    "MAPOutputLayers",
     "MAPROIHeads",
     "SmallConvNet",
     "SoftmaxOutputLayers",

@@ -149,7 +149,7 @@ class WindowOutputLayers(nn.Module):
                 nms_iou_thresh=self.test_nms_iou_thresh,
                 detections_per_image=self.test_detections_per_image,
             )
-            for scores_per_image, windows_per_image in zip(scores, windows)
+            for scores_per_image, windows_per_image in zip(scores, windows, strict=True)
         ]
 
 

@@ -140,7 +140,7 @@ class WindowROIHeads(ROIHeads):
             N Instances: some of the proposals, with gt_classes, the labels.
         """
         sampled, num_foreground = [], 0
-        for windows, objects in zip(proposals, targets):
+        for windows, objects in zip(proposals, targets, strict=True):
             labels = self._labels(windows, objects)
             inds = self._sample(labels)
             windows = windows[inds]

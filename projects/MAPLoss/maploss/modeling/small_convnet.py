@@ -23,9 +23,9 @@ class SmallConvNet(Backbone):
     def __init__(
         self,
         in_channels: int = 3,
-        channels: Sequence[int] = (16, 32, 64),
-        strides: Sequence[int] = (2, 2, 1),
-        norm: str = "",
+        channels: Sequence[int] = (32, 64, 64, 64),
+        strides: Sequence[int] = (2, 2, 1, 1),
+        norm: str = "GN",
     ):
         """
         Args:
@@ -42,7 +42,7 @@ class SmallConvNet(Backbone):
                 f"got {list(strides)}"
             )
         stages = []
-        for out_channels, stride in zip(channels, strides):
+        for out_channels, stride in zip(channels, strides, strict=True):
             conv = Conv2d(
                 in_channels,
                 out_channels,
