@@ -29,7 +29,7 @@ from detectron2.utils.events import CommonMetricPrinter
 from detectron2.utils.logger import setup_logger
 from maploss.config import add_maploss_config
 from maploss.data.mapper import MAPDatasetMapper
-from maploss.engine import ProgressWriter, prepare_config
+from maploss.engine import ProgressWriter, build_optimizer, prepare_config
 from maploss.evaluation import APEvaluator
 
 
@@ -42,6 +42,8 @@ class Trainer(DefaultTrainer):
         # windows train would depend on the predictor.
         with torch.random.fork_rng(devices=[]):
             return super().build_model(cfg)
+
+    build_optimizer = staticmethod(build_optimizer)
 
     @classmethod
     def build_train_loader(cls, cfg):
@@ -66,12 +68,11 @@ class Trainer(DefaultTrainer):
             super().run_step()
         except FloatingPointError as error:
             last = self.checkpointer.get_checkpoint_file() or "none"
-            message = (
+            raise FloatingPointError(
                 f"training stopped in iteration {self.iter}: {error} (last checkpoint: {last})"
-            )
-            raise FloatingPointError(message) from error
+            ) from error
 
-    # Detectron2 0.5 saves no optimizer: a resumed run would start without momentum.
+    # Detectron2 0.5 saves no optimizer.
     def state_dict(self):
         return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
 

@@ -3,7 +3,14 @@ import math
 
 import pytest
 import torch
-from maploss.layers import MAPLoss, average_precision, map_loss, match_detections, nms_record
+from maploss.layers import (
+    MAPLoss,
+    average_precision,
+    map_loss,
+    match_detections,
+    nms_record,
+    pair_gradient,
+)
 
 LEVELS = ["exact", "label_aware", "paper", "none"]
 
@@ -58,8 +65,24 @@ def test_the_value_is_minus_log_of_map_after_nms_over_all_classes():
     assert float(loss) == pytest.approx(-math.log(total / 4 + 0.05), abs=1e-5)
 
 
+def test_pairs_are_those_of_the_windows_that_nms_keeps():
+    batch = random_batch(dtype=torch.float64)
+    _, gradient, stats = loss_and_gradient(batch, estimator="pairs", margin=0.5, eps=0.01)
+    mine = batch["gt_classes"] == 0
+    matched = match_detections(
+        batch["boxes"], batch["image_ids"], batch["gt_boxes"][mine], batch["gt_image_ids"][mine]
+    )
+    scores = batch["scores"][:, 0]
+    kept = nms_record(batch["boxes"], scores, batch["image_ids"], 0.3).is_kept
+    expected = torch.zeros(120, dtype=torch.float64)
+    expected[kept] = -pair_gradient(scores[kept], matched[kept], int(mine.sum()), 0.5)
+    torch.testing.assert_close(gradient[:, 0], expected / (4 * (stats.map + 0.01)))
+    assert gradient.any()
+    assert gradient.sum(0).abs().max() < 1e-12
+
+
 @pytest.mark.parametrize("transitivity", LEVELS)
-@pytest.mark.parametrize("estimator", ["mee", "sde"])
+@pytest.mark.parametrize("estimator", ["mee", "sde", "pairs"])
 def test_a_step_against_the_gradient_raises_map(transitivity, estimator):
     batch = random_batch(1, dtype=torch.float64)
     before = None
@@ -68,7 +91,7 @@ def test_a_step_against_the_gradient_raises_map(transitivity, estimator):
             batch, transitivity=transitivity, estimator=estimator, pairing="paired"
         )
         before = float(stats.map) if before is None else before
-        batch["scores"] = batch["scores"] - 2.0 * gradient / gradient.abs().sum()
+        batch["scores"] = batch["scores"] - 2.0 * gradient / gradient.abs().sum().clamp(min=1e-9)
     assert float(stats.map) > 1.3 * before
 
 
@@ -153,7 +176,7 @@ def hard_batches() -> dict[str, dict]:
 @pytest.mark.parametrize("pairing", ["none", "paired"])
 def test_loss_and_gradient_stay_finite(name, transitivity, pairing):
     batch = hard_batches()[name]
-    for estimator in ("mee", "sde"):
+    for estimator in ("mee", "sde", "pairs"):
         loss, gradient, stats = loss_and_gradient(
             batch, transitivity=transitivity, pairing=pairing, estimator=estimator
         )
@@ -191,6 +214,7 @@ def test_the_module_adds_the_fourth_power_of_the_scores():
         ({"nms_thresh": -0.1}, ValueError, "iou_thresh.*-0.1"),
         ({"ap_type": "ap50"}, ValueError, "ap_type.*'ap50'"),
         ({"eps": 0.0}, ValueError, "eps.*above 0.*got 0"),
+        ({"estimator": "step"}, ValueError, "estimator.*mee, sde, pairs.*'step'"),
         ({"grad_clip": -1.0}, ValueError, "grad_clip.*above 0.*-1"),
     ],
 )

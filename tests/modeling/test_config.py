@@ -66,6 +66,7 @@ def test_the_loss_gets_the_settings_of_the_config(tiny_cfg):
                 "MIN_DELTA": 0.2,
                 "TRANSITIVITY": "paper",
                 "PAIRING": "paired",
+                "MARGIN": 2.0,
                 "GRAD_CLIP": 0.0,
                 "EPS": 0.03,
                 "SCORE_REG_WEIGHT": 2e-5,
@@ -83,6 +84,7 @@ def test_the_loss_gets_the_settings_of_the_config(tiny_cfg):
         "min_delta": 0.2,
         "transitivity": "paper",
         "pairing": "paired",
+        "margin": 2.0,
         "grad_clip": None,
         "eps": 0.03,
     }

@@ -14,9 +14,12 @@ from detectron2.config import CfgNode
 
 
 def add_maploss_config(cfg: CfgNode) -> None:
-    """Adds MODEL.MAP_LOSS, MODEL.SQUEEZENET and MODEL.SMALL_CONVNET to a Detectron2 config."""
+    """Adds MODEL.MAP_LOSS, SOLVER.OPTIMIZER and the backbones' keys to a Detectron2 config."""
     _add_map_loss(cfg)
     _add_backbones(cfg)
+    # "SGD" (paper, section 4.1) or "AdamW". The size of the mAP loss's gradient says little about
+    # the step to take; AdamW makes steps of a size of their own.
+    cfg.SOLVER.OPTIMIZER = "SGD"
 
 
 def _add_map_loss(cfg: CfgNode) -> None:
@@ -27,8 +30,10 @@ def _add_map_loss(cfg: CfgNode) -> None:
     cfg.MODEL.MAP_LOSS.AP_TYPE = "auto"
     # IoU, in [0, 1], above which a window matches an object (paper, section 2.2: .5).
     cfg.MODEL.MAP_LOSS.MATCH_IOU_THRESH = 0.5
-    # How a slope is made of the nearest steps: "mee" (mean envelope) or "sde" (symmetric
-    # difference) (paper, section 4.3; MEE is a little better in its Table 1).
+    # What the gradient is made of: the nearest steps of AP, by "mee" (mean envelope) or "sde"
+    # (symmetric difference) (paper, section 4.3; MEE is a bit better in its Table 1), or "pairs":
+    # all true and false positives that NMS keeps in the wrong order (this project, after AP Loss).
+    # MIN_DELTA, TRANSITIVITY and PAIRING are for the first two, MARGIN is for "pairs".
     cfg.MODEL.MAP_LOSS.ESTIMATOR = "mee"
     # Least distance to a step in units of score, for SDE and where one of the two steps is missing
     # (paper, section 4.3, gives no value).
@@ -40,6 +45,8 @@ def _add_map_loss(cfg: CfgNode) -> None:
     # sign, to the window that it passes, so that the gradient of a class sums to zero (this
     # project).
     cfg.MODEL.MAP_LOSS.PAIRING = "none"
+    # A true positive is safe from false positives so far below it, in units of score.
+    cfg.MODEL.MAP_LOSS.MARGIN = 1.0
     # Each element of the loss's gradient by the scores is clipped to [-GRAD_CLIP, GRAD_CLIP]
     # (paper, section 4.5; no value given); 1 / units of score; 0 = off. Not to be confused with
     # SOLVER.CLIP_GRADIENTS, which clips the gradients of parameters.

@@ -5,6 +5,7 @@ from .map_loss import MAPLoss, MAPLossStats, map_loss
 from .match_detections import match_detections
 from .nms_ap_steps import nms_ap_steps
 from .nms_record import NMSRecord, nms_record
+from .pair_gradient import pair_gradient
 from .pseudo_gradient import exact_steps, pseudo_gradient
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "match_detections",
     "nms_ap_steps",
     "nms_record",
+    "pair_gradient",
     "precision_recall",
     "pseudo_gradient",
 ]

@@ -10,12 +10,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .average_precision import AP_TYPES
+from .average_precision import AP_TYPES, average_precision
 from .checks import check_choice, check_int64, check_scores, check_shape
 from .match_detections import match_detections
 from .nms_ap_steps import TRANSITIVITIES, nms_ap_steps
-from .nms_record import find_overlaps
-from .pseudo_gradient import ESTIMATORS, PAIRINGS, pseudo_gradient
+from .nms_record import find_overlaps, nms_record
+from .pair_gradient import pair_gradient
+from .pseudo_gradient import ESTIMATORS as STEP_ESTIMATORS
+from .pseudo_gradient import PAIRINGS, pseudo_gradient
+
+ESTIMATORS = (*STEP_ESTIMATORS, "pairs")
 
 
 class MAPLossStats(NamedTuple):
@@ -65,6 +69,7 @@ def map_loss(
     min_delta: float = 0.1,
     transitivity: str = "exact",
     pairing: str = "none",
+    margin: float = 1.0,
     grad_clip: float | None = None,
     eps: float = 0.01,
 ) -> tuple[torch.Tensor, MAPLossStats]:
@@ -73,7 +78,8 @@ def map_loss(
 
     The gradient by a score is -PPD / (K (mAP + eps)), PPD the pseudo partial derivative of its
     class's AP, each clipped to [-grad_clip, grad_clip] (Henderson & Ferrari 2016, sections 4.3 to
-    4.5). Classes without an object in the minibatch get none.
+    4.5). Classes without an object in the minibatch get none. Estimators "mee" and "sde" are the
+    paper's; "pairs" takes :func:`pair_gradient` of the kept windows for the PPD.
 
     Args:
         scores: (R, K) raw class scores, float32 or float64, without background. boxes: (R, 4) XYXY
@@ -81,9 +87,9 @@ def map_loss(
             gt_image_ids: (G,) int64. gt_difficult: (G,) bool or 0/1, None means that none is.
         ap_type: "area", "voc07" or "coco101". nms_thresh: IoU over which windows suppress each
             other. match_iou_thresh: IoU over which a window is matched to an object. estimator:
-            "mee" or "sde". min_delta: lower bound of a step's distance, in units of the scores.
-            transitivity: see :func:`nms_ap_steps`. pairing: "none" or "paired", see
-            :func:`pseudo_gradient`. grad_clip: None for no clipping. eps: above 0.
+            "mee", "sde" or "pairs". min_delta, transitivity, pairing: for "mee" and "sde", see
+            :func:`pseudo_gradient` and :func:`nms_ap_steps`. margin: for "pairs", see
+            :func:`pair_gradient`. grad_clip: None for no clipping. eps: above 0.
 
     Returns:
         The loss, 0-d of the scores' dtype, and :class:`MAPLossStats`.
@@ -92,54 +98,40 @@ def map_loss(
         ValueError, TypeError: an unknown name, a wrong shape, dtype or class.
         FloatingPointError: a score that is not finite.
     """
-    _check_settings(ap_type, estimator, transitivity, pairing, min_delta, grad_clip, eps)
-    check_scores(scores, ("R", "K"))
-    num_classes = scores.shape[1]
-    check_shape("boxes", boxes, (len(scores), 4))
-    check_shape("image_ids", image_ids, (len(scores),))
-    check_shape("gt_boxes", gt_boxes, ("G", 4))
-    check_shape("gt_classes", gt_classes, (len(gt_boxes),))
-    check_shape("gt_image_ids", gt_image_ids, (len(gt_boxes),))
-    for name, index in (("image_ids", image_ids), ("gt_classes", gt_classes)):
-        check_int64(name, index)
-    if len(gt_classes) and not 0 <= int(gt_classes.min()) <= int(gt_classes.max()) < num_classes:
-        raise ValueError(
-            f"gt_classes: expected 0 to {num_classes - 1}, got {gt_classes.unique().tolist()}"
-        )
-    is_difficult = torch.zeros_like(gt_classes, dtype=torch.bool)
-    if gt_difficult is not None:
-        check_shape("gt_difficult", gt_difficult, (len(gt_boxes),))
-        is_difficult = gt_difficult.bool()
-
-    overlaps = find_overlaps(boxes, image_ids, nms_thresh)
-    ap_per_class = torch.full(
-        (num_classes,), float("nan"), dtype=torch.float64, device=scores.device
+    _check_settings(ap_type, estimator, transitivity, pairing, min_delta, margin, grad_clip, eps)
+    objects = _check_input(
+        scores, boxes, image_ids, gt_boxes, gt_classes, gt_image_ids, gt_difficult
     )
-    ppd = torch.zeros(num_classes, len(scores), dtype=scores.dtype, device=scores.device)
+    num_classes = scores.shape[1]
+    overlaps = find_overlaps(boxes, image_ids, nms_thresh)
+    ap_per_class = scores.new_full((num_classes,), float("nan"), dtype=torch.float64)
+    ppd = scores.new_zeros(num_classes, len(scores))
     detached = scores.detach().t().contiguous()
-    for c in gt_classes[~is_difficult].unique().tolist():
-        of_class = gt_classes == c
+    for c in objects.classes[~objects.is_difficult].unique().tolist():
+        mine = _Objects(*(column[objects.classes == c] for column in objects))
         matched_gt = match_detections(
-            boxes,
-            image_ids,
-            gt_boxes[of_class],
-            gt_image_ids[of_class],
-            is_difficult[of_class],
-            match_iou_thresh,
+            boxes, image_ids, mine.boxes, mine.image_ids, mine.is_difficult, match_iou_thresh
         )
-        steps = nms_ap_steps(
-            detached[c],
-            boxes,
-            image_ids,
-            matched_gt,
-            int((of_class & ~is_difficult).sum()),
-            nms_thresh=nms_thresh,
-            ap_type=ap_type,
-            transitivity=transitivity,
-            overlaps=overlaps,
-        )
-        ap_per_class[c] = steps.value
-        ppd[c] = pseudo_gradient(steps, detached[c], estimator, min_delta, pairing)
+        num_gt = int((~mine.is_difficult).sum())
+        if estimator == "pairs":
+            is_kept = nms_record(boxes, detached[c], image_ids, nms_thresh, overlaps).is_kept
+            kept, gt = detached[c, is_kept], matched_gt[is_kept]
+            ap_per_class[c] = average_precision(kept.double(), gt, num_gt, ap_type)
+            ppd[c, is_kept] = pair_gradient(kept, gt, num_gt, margin)
+        else:
+            steps = nms_ap_steps(
+                detached[c],
+                boxes,
+                image_ids,
+                matched_gt,
+                num_gt,
+                nms_thresh=nms_thresh,
+                ap_type=ap_type,
+                transitivity=transitivity,
+                overlaps=overlaps,
+            )
+            ap_per_class[c] = steps.value
+            ppd[c] = pseudo_gradient(steps, detached[c], estimator, min_delta, pairing)
 
     mean_ap = ap_per_class.nansum() / max(num_classes, 1)
     gradient = -ppd.t() / (num_classes * (mean_ap + eps)).to(scores.dtype)
@@ -176,12 +168,15 @@ class MAPLoss(torch.nn.Module):
         min_delta: float = 0.1,
         transitivity: str = "exact",
         pairing: str = "none",
+        margin: float = 1.0,
         grad_clip: float | None = 3e-4,
         eps: float = 0.01,
         score_reg_weight: float = 1e-5,
     ) -> None:
         super().__init__()
-        _check_settings(ap_type, estimator, transitivity, pairing, min_delta, grad_clip, eps)
+        _check_settings(
+            ap_type, estimator, transitivity, pairing, min_delta, margin, grad_clip, eps
+        )
         if not 0 <= score_reg_weight < math.inf:
             raise ValueError(f"score_reg_weight: expected 0 or more, got {score_reg_weight}")
         self.score_reg_weight = score_reg_weight
@@ -193,6 +188,7 @@ class MAPLoss(torch.nn.Module):
             "min_delta": min_delta,
             "transitivity": transitivity,
             "pairing": pairing,
+            "margin": margin,
             "grad_clip": grad_clip,
             "eps": eps,
         }
@@ -236,6 +232,7 @@ def _check_settings(
     transitivity: str,
     pairing: str,
     min_delta: float,
+    margin: float,
     grad_clip: float | None,
     eps: float,
 ) -> None:
@@ -243,9 +240,44 @@ def _check_settings(
     check_choice("estimator", estimator, ESTIMATORS)
     check_choice("transitivity", transitivity, TRANSITIVITIES)
     check_choice("pairing", pairing, PAIRINGS)
-    for name, value in (("min_delta", min_delta), ("grad_clip", grad_clip), ("eps", eps)):
+    numbers = {"min_delta": min_delta, "margin": margin, "grad_clip": grad_clip, "eps": eps}
+    for name, value in numbers.items():
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{name}: expected a number above 0, got {value}")
+
+
+class _Objects(NamedTuple):
+    boxes: torch.Tensor
+    classes: torch.Tensor
+    image_ids: torch.Tensor
+    is_difficult: torch.Tensor
+
+
+def _check_input(
+    scores: torch.Tensor,
+    boxes: torch.Tensor,
+    image_ids: torch.Tensor,
+    gt_boxes: torch.Tensor,
+    gt_classes: torch.Tensor,
+    gt_image_ids: torch.Tensor,
+    gt_difficult: torch.Tensor | None,
+) -> _Objects:
+    check_scores(scores, ("R", "K"))
+    check_shape("boxes", boxes, (len(scores), 4))
+    check_shape("image_ids", image_ids, (len(scores),))
+    check_shape("gt_boxes", gt_boxes, ("G", 4))
+    check_shape("gt_classes", gt_classes, (len(gt_boxes),))
+    check_shape("gt_image_ids", gt_image_ids, (len(gt_boxes),))
+    inds = {"image_ids": image_ids, "gt_classes": gt_classes, "gt_image_ids": gt_image_ids}
+    for name, index in inds.items():
+        check_int64(name, index)
+    last = scores.shape[1] - 1
+    if len(gt_classes) and not 0 <= int(gt_classes.min()) <= int(gt_classes.max()) <= last:
+        raise ValueError(f"gt_classes: expected 0 to {last}, got {gt_classes.unique().tolist()}")
+    if gt_difficult is None:
+        gt_difficult = torch.zeros_like(gt_classes)
+    check_shape("gt_difficult", gt_difficult, (len(gt_boxes),))
+    return _Objects(gt_boxes, gt_classes, gt_image_ids, gt_difficult.bool())
 
 
 def _share(mask: torch.Tensor) -> torch.Tensor:

@@ -183,6 +183,7 @@ class MAPOutputLayers(WindowOutputLayers):
             min_delta=cfg.MODEL.MAP_LOSS.MIN_DELTA,
             transitivity=cfg.MODEL.MAP_LOSS.TRANSITIVITY,
             pairing=cfg.MODEL.MAP_LOSS.PAIRING,
+            margin=cfg.MODEL.MAP_LOSS.MARGIN,
             grad_clip=cfg.MODEL.MAP_LOSS.GRAD_CLIP or None,
             eps=cfg.MODEL.MAP_LOSS.EPS,
             score_reg_weight=cfg.MODEL.MAP_LOSS.SCORE_REG_WEIGHT,

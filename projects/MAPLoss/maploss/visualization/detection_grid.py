@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from maploss.evaluation.detection_ap import ClassResult, Detections, Objects
 
 _COLUMNS = 6
+# Of each kind and image, so that an untrained detector gives a picture, not thousands of labels.
+_MOST_BOXES = 20
 
 
 class _Style(NamedTuple):
@@ -48,7 +50,8 @@ def draw_detection_grid(
     Draws up to `num_images` images, evenly spread over the data set, as a grid.
 
     Kept are the detections at or above their class's threshold of best F1 at IoU .5. An object
-    that no kept detection found is missed. Difficult objects count neither way.
+    that no kept detection found is missed. Difficult objects count neither way. Of each kind at
+    most 20 are drawn in an image.
 
     Args:
         path: where the PNG is written. records: the data set's dicts. detections, objects, results:
@@ -67,7 +70,7 @@ def draw_detection_grid(
     for axes, index in zip(grid, shown, strict=False):
         _draw_image(axes, records[index])
         for style, source, inds in outcomes:
-            for i in inds[source.image_inds[inds] == int(index)].tolist():
+            for i in inds[source.image_inds[inds] == int(index)][:_MOST_BOXES].tolist():
                 _draw_box(axes, source.boxes[i], style)
                 _draw_label(axes, source.boxes[i], class_names[source.classes[i]], style)
     handles = [

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Trains heads on a frozen backbone whose outputs are computed once: real images on a CPU.
+
+    python benchmarks/frozen_backbone.py --config-file A.yaml B.yaml [--updates 400] [--seeds 1 2 3]
+        [KEY VALUE ...]
+
+All configs get the same images, windows, start and number of updates; they must share the backbone
+and the data sets. Overrides at the end go to all. Prints a table and writes the evaluation of each
+run to OUTPUT_DIR/<config>-<seed>.
+"""
+
+import argparse
+import logging
+import time
+from pathlib import Path
+
+import maploss  # noqa: F401 (registers the models and the data sets)
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import get_detection_dataset_dicts
+from detectron2.modeling import build_model
+from detectron2.structures import ImageList
+from detectron2.utils.events import EventStorage
+from detectron2.utils.logger import setup_logger
+from maploss.config import add_maploss_config
+from maploss.data.mapper import MAPDatasetMapper
+from maploss.engine import build_optimizer, prepare_config
+from maploss.evaluation import APEvaluator
+from tabulate import tabulate
+from torch import nn
+
+logger = logging.getLogger("maploss.benchmarks.frozen_backbone")
+_LOG_PERIOD = 50
+
+
+class CachedImages:
+    """Images of one data set: what the mapper gives, and the backbone's outputs as float16."""
+
+    def __init__(self, cfg: CfgNode, model: nn.Module, name: str, is_train: bool) -> None:
+        files = cfg.DATASETS.PROPOSAL_FILES_TRAIN if is_train else cfg.DATASETS.PROPOSAL_FILES_TEST
+        dicts = get_detection_dataset_dicts([name], filter_empty=is_train, proposal_files=files)
+        mapper = MAPDatasetMapper(cfg, is_train=is_train)
+        self.inputs, self.features = [], []
+        for index, record in enumerate(dicts):
+            item = mapper(record)
+            with torch.no_grad():
+                image = model.preprocess_image([item])
+                features = model.backbone(image.tensor)
+            self.features.append({k: v[0].half() for k, v in features.items()})
+            item["image"] = item["image"][:, :1, :1]  # only its size was needed
+            self.inputs.append(item)
+            if index % 200 == 199:
+                logger.info(f"{name}: features of {index + 1}/{len(dicts)} images")
+
+    def batch(self, inds: list[int]) -> tuple[ImageList, dict[str, torch.Tensor], list[dict]]:
+        """Features padded to a common size, as those of a padded batch of images."""
+        inputs = [self.inputs[i] for i in inds]
+        features = {
+            name: ImageList.from_tensors([self.features[i][name].float() for i in inds]).tensor
+            for name in self.features[inds[0]]
+        }
+        sizes = [x["proposals"].image_size for x in inputs]
+        return ImageList(features[next(iter(features))], sizes), features, inputs
+
+
+def train_heads(cfg: CfgNode, model: nn.Module, images: CachedImages, updates: int) -> dict:
+    """The heads' own forward, losses and the config's solver; returns what was watched last."""
+    model.train()
+    optimizer = build_optimizer(cfg, model)
+    generator = torch.Generator().manual_seed(cfg.SEED)
+    order: list[int] = []
+    start = time.perf_counter()
+    with EventStorage() as storage:
+        for update in range(updates):
+            warmup = min(1.0, (update + 1) / cfg.SOLVER.WARMUP_ITERS)
+            decay = 1.0 if update < 0.75 * updates else 0.1
+            for group in optimizer.param_groups:
+                group["lr"] = cfg.SOLVER.BASE_LR * warmup * decay
+            while len(order) < cfg.SOLVER.IMS_PER_BATCH:
+                order += torch.randperm(len(images.inputs), generator=generator).tolist()
+            inds, order = order[: cfg.SOLVER.IMS_PER_BATCH], order[cfg.SOLVER.IMS_PER_BATCH :]
+            batch, features, inputs = images.batch(inds)
+            proposals = [x["proposals"] for x in inputs]
+            targets = [x["instances"] for x in inputs]
+            _, losses = model.roi_heads(batch, features, proposals, targets)
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            optimizer.step()
+            for name, loss in losses.items():
+                storage.put_scalar(name, float(loss))
+            if update % _LOG_PERIOD == _LOG_PERIOD - 1 or update == updates - 1:
+                watched = {k: h.median(_LOG_PERIOD) for k, h in storage.histories().items()}
+                shown = "  ".join(f"{k} {v:.4g}" for k, v in watched.items() if "roi_head" not in k)
+                pace = (time.perf_counter() - start) / (update + 1)
+                logger.info(f"update {update + 1}/{updates}  {pace:.2f} s/update  {shown}")
+            storage.step()
+    return watched
+
+
+def evaluate(model: nn.Module, images: CachedImages, name: str, folder: Path) -> dict:
+    """AP of the heads on a cached data set."""
+    model.eval()
+    evaluator = APEvaluator(name, str(folder))
+    evaluator.reset()
+    with torch.no_grad():
+        for index in range(len(images.inputs)):
+            batch, features, inputs = images.batch([index])
+            proposals = [x["proposals"] for x in inputs]
+            detections, _ = model.roi_heads(batch, features, proposals, None)
+            evaluator.process(inputs, model._postprocess(detections, inputs, batch.image_sizes))
+    return evaluator.evaluate()["bbox"]
+
+
+def load_config(path: str, overrides: list[str]) -> CfgNode:
+    """The config as train_net.py prepares it; everything before the heads must be frozen."""
+    cfg = get_cfg()
+    add_maploss_config(cfg)
+    cfg.merge_from_file(path)
+    cfg.merge_from_list([*overrides, "INPUT.RANDOM_FLIP", "none"])
+    prepare_config(cfg, eval_only=False)
+    return cfg
+
+
+def build(cfg: CfgNode, seed: int) -> nn.Module:
+    """The model with its pretrained backbone; the same start of the heads for the same seed."""
+    cfg.SEED = seed
+    torch.manual_seed(seed)
+    model = build_model(cfg)
+    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    if any(p.requires_grad for p in model.backbone.parameters()):
+        raise ValueError("MODEL.BACKBONE.FREEZE_AT: expected all layers frozen, got some not")
+    return model
+
+
+def main() -> None:
+    """Runs every config with every seed and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--config-file", nargs="+", required=True)
+    parser.add_argument("--updates", type=int, default=400)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--output", default="output/frozen_backbone")
+    args, overrides = parser.parse_known_args()
+    setup_logger(args.output, name="maploss")
+    configs = {Path(path).stem: load_config(path, overrides) for path in args.config_file}
+    first = next(iter(configs.values()))
+    model = build(first, args.seeds[0])
+    train = CachedImages(first, model, first.DATASETS.TRAIN[0], is_train=True)
+    test = CachedImages(first, model, first.DATASETS.TEST[0], is_train=False)
+    rows = []
+    for seed in args.seeds:
+        for name, cfg in configs.items():
+            model = build(cfg, seed)
+            torch.manual_seed(seed)  # the same windows for all
+            start = time.perf_counter()
+            watched = train_heads(cfg, model, train, args.updates)
+            seconds = (time.perf_counter() - start) / args.updates
+            folder = Path(args.output) / f"{name}-{seed}"
+            results = evaluate(model, test, first.DATASETS.TEST[0], folder)
+            minibatch = watched.get("map/minibatch_map", float("nan"))
+            row = [name, seed, results["AP50"], results["AP50-voc07"], 100 * minibatch, seconds]
+            rows.append(row)
+            logger.info(f"{name} seed {seed}: AP50 {results['AP50']:.2f}")
+    headers = ["config", "seed", "AP50", "AP50, 11 points", "minibatch mAP", "s/update"]
+    print(tabulate(rows, headers, floatfmt=".2f"))
+
+
+if __name__ == "__main__":
+    main()

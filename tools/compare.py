@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Trains softmax and the mAP losses on the shapes data set and prints one table.
+
+    python tools/compare.py [--output output/compare] [--only TEXT] [KEY VALUE ...]
+
+All rows see the same images and windows in the same order, for the same number of iterations.
+Overrides at the end go to all. A row that has its results already is not run again.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from tabulate import tabulate
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs" / "Shapes-Detection"
+ROWS = [
+    ("softmax", "softmax", []),
+    ("map, pairs", "map", []),
+    *(
+        (
+            f"map, {estimator}, {level}",
+            "map_steps",
+            [("ESTIMATOR", estimator), ("TRANSITIVITY", level)],
+        )
+        for estimator in ("mee", "sde")
+        for level in ("exact", "label_aware", "paper")
+    ),
+    ("map, as in the paper", "map_paper", []),
+]
+
+
+def train(
+    name: str, config: str, keys: list[tuple[str, str]], output: Path, rest: list[str]
+) -> Path:
+    """Runs train_net.py unless its result is there; returns the output folder."""
+    folder = output / name.replace(", ", "-").replace(" ", "_")
+    if not (folder / "inference" / "ap.json").is_file():
+        overrides = [part for key, value in keys for part in (f"MODEL.MAP_LOSS.{key}", value)]
+        command = [sys.executable, str(ROOT / "train_net.py")]
+        command += ["--config-file", str(CONFIGS / f"{config}.yaml"), "--resume"]
+        subprocess.run([*command, *overrides, *rest, "OUTPUT_DIR", str(folder)], check=True)
+    return folder
+
+
+def row(name: str, folder: Path) -> list:
+    """Name, AP of the last evaluation and the pace of training."""
+    bbox = json.loads((folder / "inference" / "ap.json").read_text())["bbox"]
+    logged = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    pace = statistics.median(x["time"] for x in logged if "time" in x)
+    minibatch = [x["map/minibatch_map"] for x in logged if "map/minibatch_map" in x]
+    last = 100 * statistics.mean(minibatch[-5:]) if minibatch else None
+    return [name, bbox["AP50"], bbox["AP50-voc07"], bbox["AP"], last, pace]
+
+
+def main() -> None:
+    """Runs all rows and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--output", type=Path, default=ROOT / "output" / "compare")
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    args, rest = parser.parse_known_args()
+    rows = []
+    for name, config, keys in ROWS:
+        if args.only in name:
+            rows.append(row(name, train(name, config, keys, args.output, rest)))
+    headers = ["method", "AP50", "AP50, 11 points", "AP50:95", "minibatch mAP", "s/iteration"]
+    print(tabulate(rows, headers, floatfmt=(None, ".1f", ".1f", ".1f", ".1f", ".3f")))
+
+
+if __name__ == "__main__":
+    main()
