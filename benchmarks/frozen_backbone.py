@@ -2,12 +2,11 @@
 """
 Trains heads on a frozen backbone whose outputs are computed once: real images on a CPU.
 
-    python benchmarks/frozen_backbone.py --config-file A.yaml B.yaml [--updates 400] [--seeds 1 2 3]
-        [KEY VALUE ...]
+    python benchmarks/frozen_backbone.py --config-file A.yaml B.yaml [--seeds 1 2 3] [KEY VALUE ...]
 
-All configs get the same images, windows, start and number of updates; they must share the backbone
-and the data sets. Overrides at the end go to all. Prints a table and writes the evaluation of each
-run to OUTPUT_DIR/<config>-<seed>.
+All configs get the same images, windows and start; they must share the backbone and the data sets.
+Overrides at the end go to all; SOLVER.MAX_ITER is the number of updates. Prints a table and writes
+the evaluation of each run to <output>/<config>-<seed>.
 """
 
 import argparse
@@ -21,6 +20,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.modeling import build_model
+from detectron2.solver import build_lr_scheduler
 from detectron2.structures import ImageList
 from detectron2.utils.events import EventStorage
 from detectron2.utils.logger import setup_logger
@@ -65,19 +65,17 @@ class CachedImages:
         return ImageList(features[next(iter(features))], sizes), features, inputs
 
 
-def train_heads(cfg: CfgNode, model: nn.Module, images: CachedImages, updates: int) -> dict:
+def train_heads(cfg: CfgNode, model: nn.Module, images: CachedImages) -> dict:
     """The heads' own forward, losses and the config's solver; returns what was watched last."""
     model.train()
     optimizer = build_optimizer(cfg, model)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    updates = cfg.SOLVER.MAX_ITER
     generator = torch.Generator().manual_seed(cfg.SEED)
     order: list[int] = []
     start = time.perf_counter()
     with EventStorage() as storage:
         for update in range(updates):
-            warmup = min(1.0, (update + 1) / cfg.SOLVER.WARMUP_ITERS)
-            decay = 1.0 if update < 0.75 * updates else 0.1
-            for group in optimizer.param_groups:
-                group["lr"] = cfg.SOLVER.BASE_LR * warmup * decay
             while len(order) < cfg.SOLVER.IMS_PER_BATCH:
                 order += torch.randperm(len(images.inputs), generator=generator).tolist()
             inds, order = order[: cfg.SOLVER.IMS_PER_BATCH], order[cfg.SOLVER.IMS_PER_BATCH :]
@@ -88,6 +86,7 @@ def train_heads(cfg: CfgNode, model: nn.Module, images: CachedImages, updates: i
             optimizer.zero_grad()
             sum(losses.values()).backward()
             optimizer.step()
+            scheduler.step()
             for name, loss in losses.items():
                 storage.put_scalar(name, float(loss))
             if update % _LOG_PERIOD == _LOG_PERIOD - 1 or update == updates - 1:
@@ -138,7 +137,6 @@ def main() -> None:
     """Runs every config with every seed and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--config-file", nargs="+", required=True)
-    parser.add_argument("--updates", type=int, default=400)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--output", default="output/frozen_backbone")
     args, overrides = parser.parse_known_args()
@@ -154,8 +152,8 @@ def main() -> None:
             model = build(cfg, seed)
             torch.manual_seed(seed)  # the same windows for all
             start = time.perf_counter()
-            watched = train_heads(cfg, model, train, args.updates)
-            seconds = (time.perf_counter() - start) / args.updates
+            watched = train_heads(cfg, model, train)
+            seconds = (time.perf_counter() - start) / cfg.SOLVER.MAX_ITER
             folder = Path(args.output) / f"{name}-{seed}"
             results = evaluate(model, test, first.DATASETS.TEST[0], folder)
             minibatch = watched.get("map/minibatch_map", float("nan"))
