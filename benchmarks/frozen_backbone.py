@@ -152,7 +152,12 @@ def main() -> None:
             model = build(cfg, seed)
             torch.manual_seed(seed)  # the same windows for all
             start = time.perf_counter()
-            watched = train_heads(cfg, model, train)
+            try:
+                watched = train_heads(cfg, model, train)
+            except FloatingPointError as error:
+                logger.warning(f"{name} seed {seed} diverged: {error}")
+                rows.append([name, seed])
+                continue
             seconds = (time.perf_counter() - start) / cfg.SOLVER.MAX_ITER
             folder = Path(args.output) / f"{name}-{seed}"
             results = evaluate(model, test, first.DATASETS.TEST[0], folder)

@@ -11,8 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-DETECTRON2_COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"  # the tested one of version 0.6
-DETECTRON2_URL = f"https://github.com/facebookresearch/detectron2/archive/{DETECTRON2_COMMIT}.zip"
+DETECTRON2_URL = "https://github.com/facebookresearch/detectron2/archive/refs/heads/main.zip"
 GITHUB_TIMEOUT_S = 5
 
 ROOT = Path(__file__).resolve().parent.parent

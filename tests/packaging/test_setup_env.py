@@ -106,7 +106,7 @@ def test_official_detectron2_is_built_against_the_torch_that_is_installed(
     monkeypatch.setattr(setup_env, "ASK_GITHUB", "")
     setup_env.install_official()
     assert "--no-build-isolation" in calls[-1]
-    assert setup_env.DETECTRON2_COMMIT in calls[-1][-1]
+    assert calls[-1][-1] == setup_env.DETECTRON2_URL
 
 
 def test_torch_and_detectron2_of_the_interpreter_are_not_installed_again(

@@ -6,26 +6,25 @@ Which object a window is matched to. Shape letters: R windows, G objects, both o
 import torch
 
 from .checks import check_int64, check_shape
+from .groups import Groups
 
 
-def pairwise_iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
+def paired_iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
     """
-    IoU of continuous boxes (no +1), 0 where a union is empty.
+    IoU of continuous boxes (no +1) one by one, 0 where the union is empty.
 
     Args:
-        boxes1: (A, 4), boxes2: (B, 4), XYXY in pixels.
+        boxes1, boxes2: (B, 4) XYXY in pixels.
 
     Returns:
-        (A, B) of the boxes' dtype.
+        (B,) of the boxes' dtype.
     """
-    x1, y1, x2, y2 = boxes1[:, None].unbind(2)
-    u1, v1, u2, v2 = boxes2.unbind(1)
-    width = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp_(min=0)
-    height = (torch.minimum(y2, v2) - torch.maximum(y1, v1)).clamp_(min=0)
-    inter = width.mul_(height)
-    union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - inter
-    # 0 / 0 is nan, which is over no threshold; a maximum over nan would not be.
-    return inter.div_(union).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    size = torch.minimum(boxes1[:, 2:], boxes2[:, 2:]) - torch.maximum(boxes1[:, :2], boxes2[:, :2])
+    inter = size.clamp_(min=0).prod(1)
+    union = (
+        (boxes1[:, 2:] - boxes1[:, :2]).prod(1) + (boxes2[:, 2:] - boxes2[:, :2]).prod(1) - inter
+    )
+    return torch.where(union > 0, inter / union, 0.0)
 
 
 @torch.no_grad()
@@ -63,12 +62,16 @@ def match_detections(
     matched = torch.full((len(boxes),), -1, dtype=torch.int64, device=boxes.device)
     if not len(boxes) or not len(gt_boxes):
         return matched
-    for image in gt_image_ids.unique():
-        windows = (image_ids == image).nonzero().squeeze(1)
-        objects = (gt_image_ids == image).nonzero().squeeze(1)
-        if len(windows):
-            iou, best = pairwise_iou(boxes[windows], gt_boxes[objects]).max(dim=1)
-            matched[windows] = torch.where(iou > iou_thresh, objects[best], -1)
+    images, image = torch.cat([image_ids, gt_image_ids]).unique(return_inverse=True)
+    objects = torch.arange(len(gt_boxes), device=boxes.device)
+    in_image = Groups(image[len(boxes) :], objects, len(images))
+    # Every window with every object of its image; windows do not fall along the pairs.
+    window, gt = in_image.expand(image[: len(boxes)])
+    iou = paired_iou(boxes[window], gt_boxes[gt].to(boxes))
+    best = torch.zeros_like(boxes[:, 0]).scatter_reduce_(0, window, iou, "amax")
+    is_match = (iou > iou_thresh) & (iou == best[window])
+    matched = matched.masked_fill(best > iou_thresh, len(gt_boxes))
+    matched.scatter_reduce_(0, window[is_match], gt[is_match], "amin")
     if gt_difficult is not None:
         check_shape("gt_difficult", gt_difficult, (len(gt_boxes),))
         is_difficult = (matched >= 0) & gt_difficult.bool()[matched.clamp(min=0)]

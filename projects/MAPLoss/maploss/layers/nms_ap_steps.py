@@ -31,9 +31,6 @@ class _Ranked(NamedTuple):
     def suppressed(self) -> torch.Tensor:
         return (self.suppressor >= 0).nonzero().squeeze(1)
 
-    def differs(self, value: torch.Tensor) -> torch.Tensor:
-        return (value - self.kept.value).abs() > VALUE_TOLERANCE
-
 
 @torch.no_grad()
 def nms_ap_steps(
@@ -108,55 +105,56 @@ def nms_ap_steps(
 _OneSide = tuple[torch.Tensor, torch.Tensor]  # value and partner by rank, (R,) each
 
 
+class _Crossings(NamedTuple):
+    """
+    Windows that meet another one at which NMS changes. All (B,).
+
+    who: the window that moves. passed: the window met. is_alike: AP is known to stay as it is.
+    """
+
+    who: torch.Tensor
+    passed: torch.Tensor
+    is_alike: torch.Tensor
+
+
 def _exact(
     windows: _Ranked, record: NMSRecord, overlaps: Overlaps, image_ids: torch.Tensor
 ) -> tuple[_OneSide, _OneSide]:
     kept, suppressor = windows.kept, windows.suppressor
     is_followed = _can_matter(kept, image_ids)
     rerun = NMSRerun(record, overlaps, is_followed)
-
     risers = windows.suppressed
     above = suppressor[risers]
-    rows = torch.arange(len(risers), device=risers.device)
-    edits = rerun.raise_windows(risers)
+    fallers = (rerun.heir < kept.size).nonzero().squeeze(1)
+    edits = rerun.change(risers, fallers)
     # Most newcomers replace a window of the same label and change nothing else.
-    num_others = torch.bincount(edits.row, minlength=len(risers)) - is_followed[above].long()
-    is_alike = (num_others == 0) & (kept.gt[risers] == kept.gt[above])
+    num_entries = torch.bincount(edits.row, minlength=len(risers) + len(fallers))[: len(risers)]
+    is_swap = num_entries == is_followed[above].long()
+    rises = _Crossings(risers, above, is_swap & (kept.gt[risers] == kept.gt[above]))
+    falls = _Crossings(fallers, rerun.heir[fallers], torch.zeros_like(fallers, dtype=torch.bool))
+    rows = torch.arange(len(risers), device=risers.device)
     edits = Edits.join(edits, Edits.of(rows, risers, above, True))
-    up = _take_over(windows, risers, above, is_alike, edits)
-
-    fallers = (suppressor < 0).nonzero().squeeze(1)
-    edits = rerun.remove_windows(fallers)
-    is_alike = torch.zeros_like(fallers, dtype=torch.bool)
-    return up, _give_way(windows, fallers, rerun.heir[fallers], is_alike, edits)
+    return _join(windows, rises, falls, edits, is_exact=True)
 
 
 def _label_aware(windows: _Ranked) -> tuple[_OneSide, _OneSide]:
-    gt, suppressor = windows.kept.gt, windows.suppressor
-    risers = windows.suppressed
-    above = suppressor[risers]
-    is_alike = gt[risers] == gt[above]
-    up = _take_over(windows, risers, above, is_alike, swap(above, risers, above), follow=False)
-    heir = _best_suppressed(windows, risers)
-    fallers = (heir < windows.kept.size).nonzero().squeeze(1)
-    heir = heir[fallers]
-    is_alike = gt[fallers] == gt[heir]
-    return up, _give_way(windows, fallers, heir, is_alike, swap(fallers, heir, heir))
+    gt, risers = windows.kept.gt, windows.suppressed
+    above = windows.suppressor[risers]
+    rises = _Crossings(risers, above, gt[risers] == gt[above])
+    fallers, heir = _heirs(windows, risers)
+    falls = _Crossings(fallers, heir, gt[fallers] == gt[heir])
+    return _join(windows, rises, falls, _swaps(rises, falls), is_exact=False)
 
 
 def _paper(windows: _Ranked) -> tuple[_OneSide, _OneSide]:
-    kept, suppressor = windows.kept, windows.suppressor
-    risers = windows.suppressed
-    above = suppressor[risers]
+    kept, risers = windows.kept, windows.suppressed
     gt = kept.gt[risers]
     is_hidden = gt >= 0
     is_hidden[is_hidden.clone()] = kept.tp_of[gt[is_hidden]] == kept.size
-    up = _take_over(windows, risers, above, ~is_hidden, swap(above, risers, above), follow=False)
-    heir = _best_suppressed(windows, risers[is_hidden])
-    fallers = (heir < kept.size).nonzero().squeeze(1)
-    heir = heir[fallers]
-    is_alike = torch.zeros_like(fallers, dtype=torch.bool)
-    return up, _give_way(windows, fallers, heir, is_alike, swap(fallers, heir, heir))
+    rises = _Crossings(risers, windows.suppressor[risers], ~is_hidden)
+    fallers, heir = _heirs(windows, risers[is_hidden])
+    falls = _Crossings(fallers, heir, torch.zeros_like(fallers, dtype=torch.bool))
+    return _join(windows, rises, falls, _swaps(rises, falls), is_exact=False)
 
 
 def _can_matter(kept: KeptList, image_ids: torch.Tensor) -> torch.Tensor:
@@ -173,59 +171,62 @@ def _can_matter(kept: KeptList, image_ids: torch.Tensor) -> torch.Tensor:
     return ranks <= last.clamp(min=last_tp)[image]
 
 
-def _best_suppressed(windows: _Ranked, suppressed: torch.Tensor) -> torch.Tensor:
-    """(R,) the best of `suppressed` (B,) that each window suppresses, R for none."""
+def _heirs(windows: _Ranked, suppressed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The suppressors (B,) of `suppressed`, and the best of them that each suppresses (B,)."""
     best = torch.full_like(windows.suppressor, windows.kept.size)
-    return best.scatter_reduce_(0, windows.suppressor[suppressed], suppressed, "amin")
+    best.scatter_reduce_(0, windows.suppressor[suppressed], suppressed, "amin")
+    suppressors = (best < windows.kept.size).nonzero().squeeze(1)
+    return suppressors, best[suppressors]
 
 
-def _take_over(
-    windows: _Ranked,
-    risers: torch.Tensor,
-    above: torch.Tensor,
-    is_alike: torch.Tensor,
-    edits: Edits,
-    follow: bool = True,
-) -> _OneSide:
+def _swaps(rises: _Crossings, falls: _Crossings) -> Edits:
+    """A riser takes the place of the window it passes; a faller's heir keeps its own."""
+    return swap(
+        torch.cat([rises.passed, falls.who]),
+        torch.cat([rises.who, falls.passed]),
+        torch.cat([rises.passed, falls.passed]),
+    )
+
+
+def _join(
+    windows: _Ranked, rises: _Crossings, falls: _Crossings, edits: Edits, is_exact: bool
+) -> tuple[_OneSide, _OneSide]:
     """
-    Steps up: of kept windows those of the list, of `risers` (B,) where they pass `above` (B,).
+    The steps of the list, and those that NMS makes.
 
-    Where that leaves AP as it is, the step is the next on the way up: that of the window passed if
-    `is_alike` (B,), or if the edited list is not to be followed, else of the riser in that list.
+    A riser has its step where it passes its suppressor. Where that leaves AP as it is, it has the
+    next on its way up: if `is_exact` and not alike that of its own in the edited list, else its
+    suppressor's. A faller that meets its heir before its own step is gone from there: a step if
+    that changes AP, else none at all.
+
+    Args:
+        edits: of the list, rows for `rises` first, then for `falls`.
     """
-    value, partner = windows.kept.up[0].clone(), windows.kept.up[1].clone()
-    value[risers], partner[risers] = value[above], partner[above]
-    other = (~is_alike).nonzero().squeeze(1)
-    who, passed = risers[other], above[other]
-    outcome = windows.kept.apply(edits.of_rows(other, len(risers)), who, passed)
-    differs = windows.differs(outcome.value)
-    if follow:
-        value[who], partner[who] = outcome.up_value, outcome.up_partner
-    value[who[differs]], partner[who[differs]] = outcome.value[differs], passed[differs]
-    return value, partner
+    kept = windows.kept
+    (up, up_partner), (down, down_partner) = (
+        [x.clone() for x in side] for side in (kept.up, kept.down)
+    )
+    up[rises.who], up_partner[rises.who] = up[rises.passed], up_partner[rises.passed]
+    own = torch.where(down_partner[falls.who] < 0, kept.size, down_partner[falls.who])
+    gives_way = falls.passed < own
+    down[falls.who[gives_way]] = float("nan")
+    down_partner[falls.who[gives_way]] = -1
 
-
-def _give_way(
-    windows: _Ranked,
-    fallers: torch.Tensor,
-    heir: torch.Tensor,
-    is_alike: torch.Tensor,
-    edits: Edits,
-) -> _OneSide:
-    """
-    Steps down: those of the list, unless a kept window of `fallers` (B,) meets its `heir` first.
-
-    The heir (B,), R for none, takes over there, and that is the end of the faller's way: a step if
-    AP changes, which is not asked if `is_alike` (B,), else none at all.
-    """
-    value, partner = windows.kept.down[0].clone(), windows.kept.down[1].clone()
-    own = torch.where(partner[fallers] < 0, windows.kept.size, partner[fallers])
-    gives_way = heir < own
-    value[fallers[gives_way]] = float("nan")
-    partner[fallers[gives_way]] = -1
-    asked = (gives_way & ~is_alike).nonzero().squeeze(1)
-    who, taker = fallers[asked], heir[asked]
-    outcome = windows.kept.apply(edits.of_rows(asked, len(fallers)), taker, taker)
-    differs = windows.differs(outcome.value)
-    value[who[differs]], partner[who[differs]] = outcome.value[differs], taker[differs]
-    return value, partner
+    rising = (~rises.is_alike).nonzero().squeeze(1)
+    falling = (gives_way & ~falls.is_alike).nonzero().squeeze(1)
+    rows = torch.cat([rising, falling + len(rises.who)])
+    places = torch.cat([rises.passed[rising], falls.passed[falling]])
+    movers = torch.cat([rises.who[rising], falls.passed[falling]])
+    edits = edits.of_rows(rows, len(rises.who) + len(falls.who))
+    outcome = kept.apply(edits, movers, places)
+    is_step = (outcome.value - kept.value).abs() > VALUE_TOLERANCE
+    count = len(rising)
+    if is_exact:
+        up[movers[:count]] = outcome.up_value[:count]
+        up_partner[movers[:count]] = outcome.up_partner[:count]
+    rise = is_step.nonzero().squeeze(1)
+    rise, fall = rise[rise < count], rise[rise >= count]
+    up[movers[rise]], up_partner[movers[rise]] = outcome.value[rise], places[rise]
+    fallers = falls.who[falling[fall - count]]
+    down[fallers], down_partner[fallers] = outcome.value[fall], places[fall]
+    return (up, up_partner), (down, down_partner)

@@ -81,33 +81,37 @@ class NMSRerun:
         self.heir.scatter_reduce_(0, suppressor[is_sole], suppressed[is_sole], "amin")
         followed = is_followed[suppressed]
         self._suppressed_by = Groups(suppressor[followed], suppressed[followed], self.size)
+        best = record.suppressor[by_rank[suppressed]]
+        followed = followed & (rank[best] == suppressor)
+        self._best_suppressed_by = Groups(suppressor[followed], suppressed[followed], self.size)
         kept = torch.cat([suppressor, lower[~is_suppression]])
         beside = torch.cat([suppressed, higher[~is_suppression]])
         followed = is_followed[kept]
         self._kept_beside = Groups(beside[followed], kept[followed], self.size)
 
-    def raise_windows(self, windows: torch.Tensor) -> Edits:
+    def change(self, risers: torch.Tensor, fallers: torch.Tensor) -> Edits:
         """
-        Row b: the suppressed window windows[b] (B,) gets the best score of its image.
+        What NMS keeps less and more after each change.
 
-        Its own entry, whose place depends on where it is raised to, is left out.
+        Rows 0..A-1: the suppressed window risers[a] gets the best score of its image; its own entry
+        (its place depends on how far it is raised) is left out. Rows A..A+B-1: the kept window
+        fallers[b] is taken out.
         """
-        row, displaced = self._kept_beside.expand(windows)
-        return self._settle(self._keys(row, displaced), windows)
+        rows, displaced = self._kept_beside.expand(risers)
+        removed = torch.arange(len(risers), len(risers) + len(fallers), device=risers.device)
+        keys = torch.cat([self._keys(rows, displaced), self._keys(removed, fallers)])
+        return self._settle(keys, torch.cat([risers, torch.full_like(fallers, -1)]))
 
-    def remove_windows(self, windows: torch.Tensor) -> Edits:
-        """Row b: the kept window windows[b] (B,) is taken out."""
-        rows = torch.arange(len(windows), device=windows.device)
-        return self._settle(self._keys(rows, windows), None)
-
-    def _settle(self, removed: torch.Tensor, newcomers: torch.Tensor | None) -> Edits:
+    def _settle(self, removed: torch.Tensor, newcomers: torch.Tensor) -> Edits:
         """
         Args:
             removed: keys (row and window in one number) of what the changes displace at once.
+            newcomers: (A + B,) window that is kept whatever happens, -1 for none.
         """
         removed = removed.sort().values
         added = removed.new_zeros(0)
-        waiting = self._freed(removed, removed, added, newcomers)
+        # All go at once, so that a window that comes free is found where its best suppressor goes.
+        waiting = self._freed(self._best_suppressed_by, removed, removed, added, newcomers)
         while len(waiting):
             # The best free window of each row is kept for certain: all above it is settled.
             rows, windows = self._split(waiting)
@@ -124,7 +128,7 @@ class NMSRerun:
             lost = lost[~is_member(lost, removed)].unique()
             if len(lost):
                 removed = torch.cat([removed, lost]).sort().values
-                found = self._freed(lost, removed, added, newcomers)
+                found = self._freed(self._suppressed_by, lost, removed, added, newcomers)
                 waiting = torch.cat([waiting, found]).unique()
         edits = []
         for keys, is_added in ((removed, False), (added, True)):
@@ -134,19 +138,20 @@ class NMSRerun:
 
     def _freed(
         self,
+        suppressed_by: Groups,
         lost: torch.Tensor,
         removed: torch.Tensor,
         added: torch.Tensor,
-        newcomers: torch.Tensor | None,
+        newcomers: torch.Tensor,
     ) -> torch.Tensor:
         """Sorted keys of the windows that nothing suppresses any more now that `lost` is gone."""
         rows, windows = self._split(lost)
-        source, windows = self._suppressed_by.expand(windows)
+        source, windows = suppressed_by.expand(windows)
         rows = rows[source]
-        if newcomers is not None:
-            above = newcomers[rows]
-            is_free = (windows != above) & ~self._overlaps.contains(windows, above)
-            rows, windows = rows[is_free], windows[is_free]
+        above = newcomers[rows]
+        is_hidden = (above >= 0) & self._overlaps.contains(windows, above)
+        is_free = (windows != above) & ~is_hidden
+        rows, windows = rows[is_free], windows[is_free]
         # All kept suppressors must be gone; the one just lost is.
         asked = (self._suppressors_of.counts[windows] > 1).nonzero().squeeze(1)
         source, suppressor = self._suppressors_of.expand(windows[asked])

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Cost of a training step with the mAP losses beside one with softmax, on the same windows.
+
+    python benchmarks/bm_training_step.py [--steps 20] [--device cuda]
+
+16 images of the shapes data set, the whole network trains. The steps of all methods take turns, so
+that a machine that slows down slows all of them. Prints medians and ratios; never fails.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import maploss  # noqa: F401 (registers the models and the data sets)
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import get_detection_dataset_dicts
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from maploss.config import add_maploss_config
+from maploss.data.mapper import MAPDatasetMapper
+from maploss.engine import build_optimizer, prepare_config
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "Shapes-Detection"
+METHODS = [
+    ("softmax", "softmax", []),
+    ("map, pairs", "map", []),
+    *(
+        (f"map, sde, {level}", "map_steps", ["MODEL.MAP_LOSS.TRANSITIVITY", level])
+        for level in ("exact", "label_aware", "paper")
+    ),
+]
+
+
+def main() -> None:
+    """Prints one line for each method."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    runs = []
+    for name, config, overrides in METHODS:
+        cfg = get_cfg()
+        add_maploss_config(cfg)
+        cfg.merge_from_file(str(CONFIGS / f"{config}.yaml"))
+        cfg.merge_from_list([*overrides, "MODEL.DEVICE", args.device])
+        prepare_config(cfg, eval_only=False)
+        torch.manual_seed(0)
+        model = build_model(cfg).train()
+        runs.append((name, model, build_optimizer(cfg, model), []))
+    dicts = get_detection_dataset_dicts(
+        cfg.DATASETS.TRAIN, proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN
+    )
+    mapper = MAPDatasetMapper(cfg, is_train=True)
+    batch = [mapper(record) for record in dicts[: cfg.SOLVER.IMS_PER_BATCH]]
+    with EventStorage():
+        for _ in range(args.steps + 2):
+            for _, model, optimizer, times in runs:
+                torch.manual_seed(0)  # the same windows
+                start = time.perf_counter()
+                losses = model(batch)
+                optimizer.zero_grad()
+                sum(losses.values()).backward()
+                optimizer.step()
+                if args.device == "cuda":
+                    torch.cuda.synchronize()
+                times.append(time.perf_counter() - start)
+    base = statistics.median(runs[0][3][2:])
+    print(f"{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    for name, _, _, times in runs:
+        median = statistics.median(times[2:])
+        ratio = f"{median / base:5.2f} x softmax (goal 1.15)"
+        print(f"training step, {name:<22} {median * 1e3:8.1f} ms  {ratio}")
+
+
+if __name__ == "__main__":
+    main()
