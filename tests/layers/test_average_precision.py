@@ -60,6 +60,13 @@ def test_tied_scores_keep_their_input_order():
     assert float(average_precision(scores, torch.tensor([0, -1]), 1)) == 1.0
 
 
+def test_objects_may_have_any_number():
+    matched = torch.tensor([10**15, -1, 7])
+    assert float(average_precision(torch.tensor([3.0, 2.0, 1.0]), matched, 2)) == pytest.approx(
+        5 / 6
+    )
+
+
 def test_without_detections_ap_is_0_and_without_objects_it_is_undefined():
     none = torch.zeros(0)
     assert float(average_precision(none, none.long(), 4)) == 0.0
@@ -81,7 +88,9 @@ def test_precision_and_recall_of_a_small_list():
         ((torch.zeros(2, 1), torch.zeros(2).long(), 1), ValueError, r"scores.*\(D,\).*\(2, 1\)"),
         ((torch.zeros(2), torch.zeros(3).long(), 1), ValueError, r"matched_gt.*\(2,\).*\(3,\)"),
         ((torch.zeros(2), torch.zeros(2), 1), TypeError, "matched_gt.*int64.*float32"),
-        ((torch.zeros(2).long(), torch.zeros(2).long(), 1), TypeError, "scores.*floating.*int64"),
+        ((torch.zeros(2).long(), torch.zeros(2).long(), 1), TypeError, "scores.*float32 or.*int64"),
+        ((torch.zeros(2).half(), torch.zeros(2).long(), 1), TypeError, "scores.*got torch.float16"),
+        ((torch.zeros(2), torch.zeros(2).long(), 0), ValueError, "num_gt.*got 0"),
         ((torch.zeros(2), torch.tensor([0, -3]), 1), ValueError, "at least -2, got -3"),
         ((torch.zeros(2), torch.tensor([0, 1]), 1), ValueError, "num_gt.*2 objects.*got 1"),
         ((torch.zeros(2), torch.zeros(2).long(), -1), ValueError, "num_gt.*got -1"),

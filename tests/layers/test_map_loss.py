@@ -8,8 +8,10 @@ from maploss.layers import (
     average_precision,
     map_loss,
     match_detections,
+    nms_ap_steps,
     nms_record,
     pair_gradient,
+    pseudo_gradient,
 )
 
 LEVELS = ["exact", "label_aware", "paper", "none"]
@@ -63,6 +65,62 @@ def test_the_value_is_minus_log_of_map_after_nms_over_all_classes():
     assert stats.ap_per_class[3].isnan()
     assert float(stats.map) == pytest.approx(total / 4, abs=1e-6)
     assert float(loss) == pytest.approx(-math.log(total / 4 + 0.05), abs=1e-5)
+
+
+SETTINGS = [
+    {},
+    {"ap_type": "voc07"},
+    {"ap_type": "coco101"},
+    {"nms_thresh": 0.5},
+    {"match_iou_thresh": 0.7},
+    {"estimator": "sde"},
+    {"estimator": "sde", "min_delta": 0.02},
+    {"transitivity": "label_aware"},
+    {"transitivity": "paper"},
+    {"transitivity": "none"},
+    {"pairing": "none"},
+    {"eps": 0.3},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_each_setting_reaches_the_layer_it_is_for(settings):
+    batch = random_batch(dtype=torch.float64)
+    _, gradient, _ = loss_and_gradient(batch, **settings)
+    full = {
+        "ap_type": "area",
+        "nms_thresh": 0.3,
+        "match_iou_thresh": 0.5,
+        "estimator": "mee",
+        "min_delta": 0.5,
+        "transitivity": "exact",
+        "pairing": "paired",
+        "eps": 0.01,
+        **settings,
+    }
+    expected, total = torch.zeros_like(gradient), 0.0
+    for c in range(3):
+        mine = batch["gt_classes"] == c
+        columns = [batch[k][mine] for k in ("gt_boxes", "gt_image_ids", "gt_difficult")]
+        windows = (batch["boxes"], batch["image_ids"])
+        matched = match_detections(*windows, *columns, full["match_iou_thresh"])
+        steps = nms_ap_steps(
+            batch["scores"][:, c],
+            *windows,
+            matched,
+            int((~columns[2]).sum()),
+            **{k: full[k] for k in ("nms_thresh", "ap_type", "transitivity")},
+        )
+        ppd = pseudo_gradient(
+            steps,
+            batch["scores"][:, c],
+            **{k: full[k] for k in ("estimator", "min_delta", "pairing")},
+        )
+        expected[:, c] = -ppd
+        total += float(steps.value) / 4
+    torch.testing.assert_close(gradient, expected / (4 * (total + full["eps"])))
+    if settings:
+        assert not torch.allclose(gradient, loss_and_gradient(batch)[1])
 
 
 def test_pairs_are_those_of_the_windows_that_nms_keeps():
@@ -185,6 +243,18 @@ def test_loss_and_gradient_stay_finite(name, transitivity, pairing):
         assert stats.map.isfinite()
         if name in ("no object", "only difficult objects", "no match"):
             assert not gradient.any()
+        # No slope is taken over less than rounding of the scores, nor over ties.
+        assert name != "ties" or gradient.abs().max() < 100
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e10, 1e30])
+def test_the_fourth_power_of_huge_scores_stays_finite(scale):
+    batch = random_batch()
+    scores = (batch.pop("scores") * scale).requires_grad_()
+    losses, _ = MAPLoss()(scores, **batch)
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert scores.grad.isfinite().all()
 
 
 def test_the_module_adds_the_fourth_power_of_the_scores():
@@ -211,7 +281,8 @@ def test_the_module_adds_the_fourth_power_of_the_scores():
         ({"gt_classes": torch.zeros(2).long()}, ValueError, r"gt_classes.*\(9,\).*\(2,\)"),
         ({"gt_difficult": torch.zeros(2)}, ValueError, r"gt_difficult.*\(9,\).*\(2,\)"),
         ({"scores": torch.full((120, 4), float("nan"))}, FloatingPointError, "480 of 480"),
-        ({"nms_thresh": -0.1}, ValueError, "iou_thresh.*-0.1"),
+        ({"nms_thresh": -0.1}, ValueError, "nms_thresh.*-0.1"),
+        ({"match_iou_thresh": float("nan")}, ValueError, "match_iou_thresh.*nan"),
         ({"ap_type": "ap50"}, ValueError, "ap_type.*'ap50'"),
         ({"eps": 0.0}, ValueError, "eps.*above 0.*got 0"),
         ({"estimator": "step"}, ValueError, "estimator.*mee, sde, pairs.*'step'"),

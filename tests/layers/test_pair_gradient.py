@@ -65,6 +65,12 @@ def test_without_a_pair_there_is_no_gradient(matched):
     assert not pair_gradient(torch.zeros(len(matched)), matched, 2).any()
 
 
+@pytest.mark.parametrize("num_gt", [0, 1])
+def test_more_objects_than_there_are_is_an_error(num_gt):
+    with pytest.raises(ValueError, match=f"num_gt.*got {num_gt}"):
+        pair_gradient(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([0, -1, 1]), num_gt)
+
+
 def test_a_margin_that_is_not_above_0_is_named():
     with pytest.raises(ValueError, match=r"margin.*got -1"):
         pair_gradient(torch.zeros(2), torch.tensor([0, -1]), 1, margin=-1.0)

@@ -28,6 +28,16 @@ def test_scores_keep_full_precision_and_negative_ones_are_detections():
     assert result.scores.tolist() == scores[:, 0].tolist()
 
 
+def test_tied_detections_keep_the_order_of_their_windows():
+    # More than torchvision handles with a stable sort: two groups of equal scores.
+    corner = torch.arange(1500).float()[:, None] * 12
+    windows = torch.cat([corner, corner, corner + 10, corner + 10], 1)
+    scores = (torch.arange(1500) % 2).float()[:, None]
+    result = window_detections(scores, windows, (20000, 20000), **SETTINGS)
+    order = (result.pred_boxes.tensor[:, 0] / 12).long()
+    assert torch.equal(order, torch.argsort(scores[:, 0], descending=True, stable=True))
+
+
 def test_the_threshold_and_the_number_of_detections_limit_the_result():
     scores = torch.tensor([[0.1, 0.4], [0.2, 0.3]])
     result = window_detections(scores, FAR, SIZE, **SETTINGS | {"score_thresh": 0.1})

@@ -37,20 +37,20 @@ def _add_map_loss(cfg: CfgNode) -> None:
     cfg.MODEL.MAP_LOSS.ESTIMATOR = "mee"
     # Least distance to a step in units of score, for SDE and where one of the two steps is missing
     # (paper, section 4.3, gives no value).
-    cfg.MODEL.MAP_LOSS.MIN_DELTA = 0.1
+    cfg.MODEL.MAP_LOSS.MIN_DELTA = 0.5
     # What a window suppressed by NMS gets: "none", "paper" (section 4.4), or this project's
     # "label_aware" and "exact".
     cfg.MODEL.MAP_LOSS.TRANSITIVITY = "exact"
     # "none": the slope goes to the window that moves (paper). "paired": and, with the opposite
     # sign, to the window that it passes, so that the gradient of a class sums to zero (this
     # project).
-    cfg.MODEL.MAP_LOSS.PAIRING = "none"
+    cfg.MODEL.MAP_LOSS.PAIRING = "paired"
     # A true positive is safe from false positives so far below it, in units of score.
     cfg.MODEL.MAP_LOSS.MARGIN = 1.0
     # Each element of the loss's gradient by the scores is clipped to [-GRAD_CLIP, GRAD_CLIP]
     # (paper, section 4.5; no value given); 1 / units of score; 0 = off. Not to be confused with
     # SOLVER.CLIP_GRADIENTS, which clips the gradients of parameters.
-    cfg.MODEL.MAP_LOSS.GRAD_CLIP = 3e-4
+    cfg.MODEL.MAP_LOSS.GRAD_CLIP = 0.0
     # eps in -log(mAP + eps), in units of AP (paper, section 4.5; no value given).
     cfg.MODEL.MAP_LOSS.EPS = 0.01
     # Weight of the sum of the fourth powers of all scores, 1 / (units of score)^4 (paper,

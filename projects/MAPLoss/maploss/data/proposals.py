@@ -75,12 +75,15 @@ def write_proposals(path: str, ids: Sequence[str], boxes: Sequence[np.ndarray]) 
     Args:
         ids: image ids. boxes: one (n, 4) XYXY array per image, best first. The order is kept as
             objectness logits 0, -1, .., which Detectron2 sorts by.
+
+    Raises:
+        ValueError: an array of another shape, or not one per image.
     """
     if len(ids) != len(boxes):
         raise ValueError(f"boxes: expected one array per image id ({len(ids)}), got {len(boxes)}")
     proposals = {
         "ids": list(ids),
-        "boxes": [np.asarray(b, dtype=np.float32).reshape(-1, 4) for b in boxes],
+        "boxes": [_as_boxes(b) for b in boxes],
         "objectness_logits": [-np.arange(len(b), dtype=np.float32) for b in boxes],
         "bbox_mode": BoxMode.XYXY_ABS,
     }
@@ -96,18 +99,9 @@ def convert_npz(npz_path: str, out_path: str, image_ids: Sequence[str]) -> None:
     pixels with x2 and y2 exclusive, best first within each image.
 
     Raises:
-        ValueError: the archive lacks an array or an image; the message names it and the file.
+        ValueError: no such archive, or it lacks an image; the message names it and the file.
     """
-    with np.load(npz_path) as archive:
-        missing = {"ids", "counts", "boxes"} - set(archive.files)
-        if missing:
-            raise ValueError(f"{npz_path}: expected arrays ids, counts, boxes; lacks {missing}")
-        ids, counts, boxes = (archive[key] for key in ("ids", "counts", "boxes"))
-    if len(ids) != len(counts) or int(counts.sum()) != len(boxes):
-        raise ValueError(
-            f"{npz_path}: expected one count per id and as many boxes as the counts' sum, got "
-            f"{len(ids)} ids, {len(counts)} counts of sum {int(counts.sum())}, {len(boxes)} boxes"
-        )
+    ids, counts, boxes = _read_npz(npz_path)
     end = np.cumsum(counts.astype(np.int64))
     index_of = {str(image_id): i for i, image_id in enumerate(ids)}
     _check_covered(image_ids, index_of, npz_path)
@@ -132,19 +126,19 @@ def load_and_check(dataset_dicts: list[dict], path: str) -> list[dict]:
             names it and the file.
     """
     proposals = _read(path)
-    mode = BoxMode(proposals.get("bbox_mode", BoxMode.XYXY_ABS))
+    mode = proposals["bbox_mode"]
     index_of = {str(image_id): i for i, image_id in enumerate(proposals["ids"])}
     _check_covered([record["image_id"] for record in dataset_dicts], index_of, path)
     num_clipped = num_empty = 0
     for record in dataset_dicts:
         i = index_of[str(record["image_id"])]
-        logits = np.asarray(proposals["objectness_logits"][i], dtype=np.float32)
-        boxes = np.asarray(proposals["boxes"][i], dtype=np.float32).reshape(-1, 4)
-        if len(boxes) != len(logits):
-            raise ValueError(
-                f"{path}: image {record['image_id']!r} has {len(boxes)} boxes "
-                f"but {len(logits)} objectness logits"
-            )
+        try:
+            boxes = _as_boxes(proposals["boxes"][i])
+            logits = np.asarray(proposals["objectness_logits"][i], dtype=np.float32)
+            if logits.shape != (len(boxes),):
+                raise ValueError(f"{len(boxes)} boxes but objectness logits of {logits.shape}")
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: image {record['image_id']!r}: {error}") from error
         boxes = BoxMode.convert(boxes, mode, BoxMode.XYXY_ABS)
         limit = np.array([record["width"], record["height"]] * 2, dtype=np.float32)
         clipped = np.clip(boxes, 0, limit)
@@ -226,11 +220,11 @@ def _check_covered(image_ids: Sequence[str], index_of: dict[str, int], path: str
 
 
 def _read(path: str) -> dict:
-    try:
-        with open(path, "rb") as f:
+    with open(path, "rb") as f:
+        try:
             proposals = pickle.load(f, encoding="latin1")
-    except (pickle.UnpicklingError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a readable proposal file ({error})") from error
+        except Exception as error:  # bytes that are no pickle can raise almost anything
+            raise ValueError(f"{path}: not a readable proposal file ({error!r})") from error
     if isinstance(proposals, dict):
         # Files of the first Detectron have other keys; Detectron2 takes them too.
         old_keys = {"indexes": "ids", "scores": "objectness_logits"}
@@ -239,4 +233,47 @@ def _read(path: str) -> dict:
     if not isinstance(proposals, dict) or not keys <= set(proposals):
         found = sorted(proposals) if isinstance(proposals, dict) else type(proposals).__name__
         raise ValueError(f"{path}: expected a dictionary with {sorted(keys)}, got {found}")
+    try:
+        lengths = {key: len(proposals[key]) for key in sorted(keys)}
+        proposals["bbox_mode"] = BoxMode(proposals.get("bbox_mode", BoxMode.XYXY_ABS))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: expected lists and a BoxMode, got {error}") from error
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"{path}: expected lists of one length, got {lengths}")
     return proposals
+
+
+def _read_npz(path: str) -> list[np.ndarray]:
+    """ids, counts, boxes of an archive, checked."""
+    keys = ("ids", "counts", "boxes")
+    with open(path, "rb") as f:
+        try:
+            archive = np.load(f)
+            missing = set(keys) - set(archive)
+            arrays = [] if missing else [archive[key] for key in keys]
+        except Exception as error:  # bytes that are no archive can raise almost anything
+            raise ValueError(f"{path}: not a readable archive ({error!r})") from error
+    if missing:
+        raise ValueError(f"{path}: expected arrays ids, counts, boxes; lacks {sorted(missing)}")
+    ids, counts, boxes = arrays
+    if ids.ndim != 1 or counts.ndim != 1 or boxes.ndim != 2 or boxes.shape[1] != 4:
+        shapes = ", ".join(str(array.shape) for array in arrays)
+        raise ValueError(f"{path}: expected ids (n,), counts (n,), boxes (m, 4), got {shapes}")
+    if counts.dtype.kind not in "iu" or (counts < 0).any():
+        raise ValueError(f"{path}: expected counts that are integers >= 0, got {counts[:8]}")
+    if len(ids) != len(counts) or int(counts.sum()) != len(boxes):
+        raise ValueError(
+            f"{path}: expected one count per id and as many boxes as the counts' sum, got "
+            f"{len(ids)} ids, {len(counts)} counts of sum {int(counts.sum())}, {len(boxes)} boxes"
+        )
+    return arrays
+
+
+def _as_boxes(values: np.ndarray) -> np.ndarray:
+    """(n, 4) float32; an empty list is (0, 4)."""
+    boxes = np.asarray(values, dtype=np.float32)
+    if boxes.size == 0:
+        return boxes.reshape(0, 4)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"expected boxes of shape (n, 4), got {boxes.shape}")
+    return boxes

@@ -2,6 +2,7 @@
 """Data sets in PASCAL VOC's layout, with the `difficult` flag that Detectron2's loader drops."""
 
 import logging
+import math
 import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
@@ -62,9 +63,11 @@ def _load_image(
         raise FileNotFoundError(
             f"Annotation file of image {image_id!r} not found: {path}"
         ) from None
-    except (ElementTree.ParseError, OSError, ValueError) as error:
+    except (ElementTree.ParseError, LookupError, OSError, ValueError) as error:
         raise ValueError(f"Cannot read annotation file {path}: {error}") from error
-    width, height = (int(_number(tree, f"size/{key}", path)) for key in ("width", "height"))
+    width, height = (
+        int(_number(tree, f"size/{key}", path, at_least=1)) for key in ("width", "height")
+    )
     annotations = []
     for element in tree.findall("object"):
         name = (element.findtext("name") or "").strip()
@@ -102,12 +105,17 @@ def _load_image(
     }
 
 
-def _number(element: ElementTree.Element, key: str, path: str) -> float:
+def _number(
+    element: ElementTree.Element, key: str, path: str, at_least: float = -math.inf
+) -> float:
     text = element.findtext(key)
     try:
-        return float(text)  # type: ignore[arg-type]
+        value = float(text)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        raise ValueError(f"Malformed annotation file {path}: {key} is {text!r}") from None
+        value = math.nan
+    if not (math.isfinite(value) and value >= at_least):
+        raise ValueError(f"Malformed annotation file {path}: {key} is {text!r}")
+    return value
 
 
 def register_voc(

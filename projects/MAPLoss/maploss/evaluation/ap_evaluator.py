@@ -63,7 +63,9 @@ class APEvaluator(DatasetEvaluator):
         """
         for image, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to("cpu")
-            scores = instances.scores.detach().float()
+            # As they are: less precision would make ties. Half precision has no sort on every CPU.
+            scores = instances.scores.detach()
+            scores = scores if scores.dtype == torch.float64 else scores.float()
             classes = instances.pred_classes.long()
             image_id = str(image["image_id"])
             if not torch.isfinite(scores).all():
@@ -86,6 +88,9 @@ class APEvaluator(DatasetEvaluator):
             {"bbox": {...}} with `AP` (mean over classes and IoU .5:.95, by area), `AP50` (at IoU
             .5), both also with `-voc07` (11 points) and `-coco101` (101 points), and
             `AP50-<class>`. A class without an object is nan and not in the means.
+
+        Raises:
+            ValueError: an empty data set, an object of an unknown class, an unknown image.
         """
         gathered = comm.gather(self._predictions, dst=0)
         if not comm.is_main_process():
@@ -105,11 +110,23 @@ class APEvaluator(DatasetEvaluator):
 
     @functools.cached_property
     def _records(self) -> list[dict]:
-        return DatasetCatalog.get(self._dataset_name)
+        records = DatasetCatalog.get(self._dataset_name)
+        if not records:
+            raise ValueError(f"Data set {self._dataset_name!r}: expected images, got none")
+        return records
 
     @functools.cached_property
     def _objects(self) -> Objects:
-        rows = [(i, a) for i, record in enumerate(self._records) for a in record["annotations"]]
+        rows = []
+        for i, record in enumerate(self._records):
+            for annotation in record.get("annotations", ()):
+                if not 0 <= annotation["category_id"] < len(self._class_names):
+                    raise ValueError(
+                        f"Image {record['image_id']!r} of {self._dataset_name!r}: expected objects "
+                        f"of classes 0 to {len(self._class_names) - 1}, "
+                        f"got class {annotation['category_id']}"
+                    )
+                rows.append((i, annotation))
         boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for _, a in rows]
         return Objects(
             boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),

@@ -18,7 +18,7 @@ IOU_THRESHS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 
 
 class Detections(NamedTuple):
-    """boxes (D, 4) XYXY pixels, scores (D,) float32, classes (D,), image_inds (D,), int64."""
+    """boxes (D, 4) XYXY pixels, scores (D,), classes (D,), image_inds (D,) int64."""
 
     boxes: torch.Tensor
     scores: torch.Tensor

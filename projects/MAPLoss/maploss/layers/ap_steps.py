@@ -5,6 +5,7 @@ Nearest steps of average precision in the score of each detection.
 Shape letters: D detections of one class, D' of them not ignored, M true positives.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,8 @@ from .precision_curve import Move, PrecisionCurves
 
 # Values that differ by less are equal: sums of the same terms in another order.
 VALUE_TOLERANCE = 1e-12
+# Numbers in the largest temporary matrix.
+_CHUNK = 1 << 21
 
 
 class Steps(NamedTuple):
@@ -100,17 +103,17 @@ def first_steps(gt: torch.Tensor, is_tp: torch.Tensor, weights: torch.Tensor) ->
         return RankedSteps(nan.new_zeros(()), nan, no_partner, nan.clone(), no_partner.clone())
     fps = tp_rank - torch.arange(num_tp, device=gt.device)
 
-    def rows(count: int) -> PrecisionCurves:
-        num_tps = torch.full((count,), num_tp, device=gt.device)
-        return PrecisionCurves(fps.expand(count, -1), num_tps, weights)
-
     tps = torch.arange(1, num_tp + 1, device=gt.device)
     gaps = torch.arange(num_tp + 1, device=gt.device)
-    of_tp, of_gap = rows(num_tp), rows(num_tp + 1)
-    tp_up = _as_ranks(of_tp.raise_tp(tps), fp_rank, first=0)
-    tp_down = _as_ranks(of_tp.lower_tp(tps, torch.full_like(tps, num_fp)), fp_rank, first=0)
-    fp_up = _as_ranks(of_gap.raise_fp(gaps), tp_rank, first=1)
-    fp_down = _as_ranks(of_gap.lower_fp(gaps), tp_rank, first=1)
+    tp_moves, gap_moves = [], []
+    for some in tps.split(max(1, _CHUNK // num_tp)):
+        curves = PrecisionCurves(fps.expand(len(some), -1), num_tp, weights)
+        tp_moves.append((curves.raise_tp(some), curves.lower_tp(some, num_fp)))
+    for some in gaps.split(max(1, _CHUNK // num_tp)):
+        curves = PrecisionCurves(fps.expand(len(some), -1), num_tp, weights)
+        gap_moves.append((curves.raise_fp(some), curves.lower_fp(some)))
+    tp_up, tp_down = (_as_ranks(moves, fp_rank, first=0) for moves in zip(*tp_moves, strict=True))
+    fp_up, fp_down = (_as_ranks(moves, tp_rank, first=1) for moves in zip(*gap_moves, strict=True))
 
     # The true positive (from 0) and the best duplicate's rank of each detection's object.
     own_tp, best_duplicate = _own_tp_and_duplicate(gt, is_tp, tp_rank)
@@ -124,11 +127,15 @@ def first_steps(gt: torch.Tensor, is_tp: torch.Tensor, weights: torch.Tensor) ->
     gap_of_duplicate = tps_above[best_duplicate.clamp(max=len(gt) - 1)]
     gap = torch.where(has_duplicate, gap_of_duplicate, tps_above)
     down = _choose(falls_as_tp, own_tp, tp_down, gap, fp_down)
-    return RankedSteps(of_tp.ap[0], *up, *down)
+    value = PrecisionCurves(fps[None], num_tp, weights).ap[0]
+    return RankedSteps(value, *up, *down)
 
 
-def _as_ranks(move: Move, ranks: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Value and rank of the passed detection; nan and -1 where AP never changes."""
+def _as_ranks(
+    moves: Sequence[Move], ranks: torch.Tensor, first: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Value and rank of the passed detection of all; nan and -1 where AP never changes."""
+    move = Move(*(torch.cat(parts) for parts in zip(*moves, strict=True)))
     value = torch.where(move.found, move.value, float("nan"))
     if not len(ranks):
         return value, torch.full_like(move.passed, -1)
@@ -151,18 +158,15 @@ def _own_tp_and_duplicate(
     gt: torch.Tensor, is_tp: torch.Tensor, tp_rank: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Of each detection's object: its true positive (from 0), its best duplicate's rank or D'."""
-    num_ids = int(gt.max()) + 1
-    ranks = torch.arange(len(gt), device=gt.device)
-    own_tp = torch.zeros(num_ids, dtype=torch.int64, device=gt.device)
-    own_tp[gt[tp_rank]] = torch.arange(len(tp_rank), device=gt.device)
-    duplicate = torch.full((num_ids,), len(gt), device=gt.device)
-    rank = torch.where(~is_tp & (gt >= 0), ranks, len(gt))
-    duplicate.scatter_reduce_(0, gt.clamp(min=0), rank, "amin")
+    objects, number = gt.unique(return_inverse=True)
     has_object = gt >= 0
-    return (
-        torch.where(has_object, own_tp[gt.clamp(min=0)], 0),
-        torch.where(has_object, duplicate[gt.clamp(min=0)], len(gt)),
-    )
+    own_tp = torch.zeros_like(objects)
+    own_tp[number[tp_rank]] = torch.arange(len(tp_rank), device=gt.device)
+    duplicate = torch.full_like(objects, len(gt))
+    ranks = torch.arange(len(gt), device=gt.device)
+    rank = torch.where(is_tp | ~has_object, len(gt), ranks)
+    duplicate.scatter_reduce_(0, number, rank, "amin")
+    return torch.where(has_object, own_tp[number], 0), duplicate[number]
 
 
 @torch.no_grad()

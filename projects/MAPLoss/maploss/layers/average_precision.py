@@ -64,11 +64,11 @@ def rank_detections(scores: torch.Tensor, matched_gt: torch.Tensor) -> RankedDet
     order = torch.argsort(scores, descending=True, stable=True)
     order = order[matched_gt[order] != -2]
     gt = matched_gt[order]
-    num_ids = int(gt.max()) + 1 if gt.numel() else 0
+    objects, number = gt.unique(return_inverse=True)
     ranks = torch.arange(len(gt), device=gt.device)
-    best = torch.full((max(num_ids, 1),), len(gt), device=gt.device)
-    best.scatter_reduce_(0, gt.clamp(min=0), torch.where(gt >= 0, ranks, len(gt)), "amin")
-    return RankedDetections(order, (gt >= 0) & (best[gt.clamp(min=0)] == ranks))
+    best = torch.full((len(objects),), len(gt), device=gt.device)
+    best.scatter_reduce_(0, number, ranks, "amin")
+    return RankedDetections(order, (gt >= 0) & (best[number] == ranks))
 
 
 def check_detections(scores: torch.Tensor, matched_gt: torch.Tensor, num_gt: int) -> None:
@@ -78,6 +78,8 @@ def check_detections(scores: torch.Tensor, matched_gt: torch.Tensor, num_gt: int
     check_int64("matched_gt", matched_gt)
     if num_gt < 0:
         raise ValueError(f"num_gt: expected at least 0, got {num_gt}")
+    if num_gt == 0 and bool((matched_gt >= 0).any()):
+        raise ValueError("num_gt: expected at least the objects detected, got 0")
     if matched_gt.numel() and int(matched_gt.min()) < -2:
         raise ValueError(f"matched_gt: expected at least -2, got {int(matched_gt.min())}")
 

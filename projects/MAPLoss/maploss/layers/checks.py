@@ -33,8 +33,8 @@ def check_int64(name: str, tensor: torch.Tensor) -> None:
 def check_scores(scores: torch.Tensor, shape: Sequence[int | str]) -> None:
     """Raises ValueError or TypeError on a wrong shape or dtype, FloatingPointError on nan, inf."""
     check_shape("scores", scores, shape)
-    if not scores.is_floating_point():
-        raise TypeError(f"scores: expected a floating dtype, got {scores.dtype}")
+    if scores.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"scores: expected torch.float32 or torch.float64, got {scores.dtype}")
     if not bool(torch.isfinite(scores).all()):
         bad = int((~torch.isfinite(scores)).sum())
         raise FloatingPointError(f"scores: {bad} of {scores.numel()} are not finite")

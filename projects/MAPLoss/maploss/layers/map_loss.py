@@ -20,6 +20,7 @@ from .pseudo_gradient import ESTIMATORS as STEP_ESTIMATORS
 from .pseudo_gradient import PAIRINGS, pseudo_gradient
 
 ESTIMATORS = (*STEP_ESTIMATORS, "pairs")
+_LARGEST_SCORE = 1e8
 
 
 class MAPLossStats(NamedTuple):
@@ -66,9 +67,9 @@ def map_loss(
     nms_thresh: float = 0.3,
     match_iou_thresh: float = 0.5,
     estimator: str = "mee",
-    min_delta: float = 0.1,
+    min_delta: float = 0.5,
     transitivity: str = "exact",
-    pairing: str = "none",
+    pairing: str = "paired",
     margin: float = 1.0,
     grad_clip: float | None = None,
     eps: float = 0.01,
@@ -98,7 +99,18 @@ def map_loss(
         ValueError, TypeError: an unknown name, a wrong shape, dtype or class.
         FloatingPointError: a score that is not finite.
     """
-    _check_settings(ap_type, estimator, transitivity, pairing, min_delta, margin, grad_clip, eps)
+    _check_settings(
+        ap_type=ap_type,
+        nms_thresh=nms_thresh,
+        match_iou_thresh=match_iou_thresh,
+        estimator=estimator,
+        min_delta=min_delta,
+        transitivity=transitivity,
+        pairing=pairing,
+        margin=margin,
+        grad_clip=grad_clip,
+        eps=eps,
+    )
     objects = _check_input(
         scores, boxes, image_ids, gt_boxes, gt_classes, gt_image_ids, gt_difficult
     )
@@ -149,7 +161,7 @@ class MAPLoss(torch.nn.Module):
     """
     :func:`map_loss` and the fourth-power term that keeps scores from growing.
 
-    L = -log(mAP + eps) + score_reg_weight * sum |s|^4 (Henderson & Ferrari 2016, section 5).
+    L = -log(mAP + eps) + score_reg_weight * sum |s|^4 (Henderson & Ferrari 2016, section 4.5).
 
     Args:
         score_reg_weight: per score, 0 or more. The others are those of :func:`map_loss`.
@@ -165,18 +177,15 @@ class MAPLoss(torch.nn.Module):
         nms_thresh: float = 0.3,
         match_iou_thresh: float = 0.5,
         estimator: str = "mee",
-        min_delta: float = 0.1,
+        min_delta: float = 0.5,
         transitivity: str = "exact",
-        pairing: str = "none",
+        pairing: str = "paired",
         margin: float = 1.0,
-        grad_clip: float | None = 3e-4,
+        grad_clip: float | None = None,
         eps: float = 0.01,
         score_reg_weight: float = 1e-5,
     ) -> None:
         super().__init__()
-        _check_settings(
-            ap_type, estimator, transitivity, pairing, min_delta, margin, grad_clip, eps
-        )
         if not 0 <= score_reg_weight < math.inf:
             raise ValueError(f"score_reg_weight: expected 0 or more, got {score_reg_weight}")
         self.score_reg_weight = score_reg_weight
@@ -192,6 +201,7 @@ class MAPLoss(torch.nn.Module):
             "grad_clip": grad_clip,
             "eps": eps,
         }
+        _check_settings(**self.settings)
 
     def forward(
         self,
@@ -218,7 +228,9 @@ class MAPLoss(torch.nn.Module):
             gt_difficult,
             **self.settings,
         )
-        score_reg = self.score_reg_weight * scores.pow(4).sum()
+        # In float64 and bounded, so that scores that have run away do not make it infinite.
+        fourth_powers = scores.double().clamp(-_LARGEST_SCORE, _LARGEST_SCORE).pow(4).sum()
+        score_reg = (self.score_reg_weight * fourth_powers).to(scores.dtype)
         return {"loss_map": loss, "loss_score_reg": score_reg}, stats
 
     def extra_repr(self) -> str:
@@ -227,11 +239,14 @@ class MAPLoss(torch.nn.Module):
 
 
 def _check_settings(
+    *,
     ap_type: str,
+    nms_thresh: float,
+    match_iou_thresh: float,
     estimator: str,
+    min_delta: float,
     transitivity: str,
     pairing: str,
-    min_delta: float,
     margin: float,
     grad_clip: float | None,
     eps: float,
@@ -240,6 +255,9 @@ def _check_settings(
     check_choice("estimator", estimator, ESTIMATORS)
     check_choice("transitivity", transitivity, TRANSITIVITIES)
     check_choice("pairing", pairing, PAIRINGS)
+    for name, thresh in (("nms_thresh", nms_thresh), ("match_iou_thresh", match_iou_thresh)):
+        if not 0 <= thresh <= 1:
+            raise ValueError(f"{name}: expected a number in [0, 1], got {thresh}")
     numbers = {"min_delta": min_delta, "margin": margin, "grad_clip": grad_clip, "eps": eps}
     for name, value in numbers.items():
         if value is not None and not 0 < value < math.inf:

@@ -51,7 +51,7 @@ def match_detections(
         (R,) int64: the index into the G objects, -1 for none, -2 for a difficult object.
 
     Raises:
-        ValueError, TypeError: a wrong shape or dtype.
+        ValueError, TypeError: a wrong shape, dtype or threshold.
     """
     check_shape("boxes", boxes, ("R", 4))
     check_shape("image_ids", image_ids, (len(boxes),))
@@ -59,6 +59,8 @@ def match_detections(
     check_shape("gt_image_ids", gt_image_ids, (len(gt_boxes),))
     check_int64("image_ids", image_ids)
     check_int64("gt_image_ids", gt_image_ids)
+    if not 0 <= iou_thresh <= 1:
+        raise ValueError(f"iou_thresh: expected a number in [0, 1], got {iou_thresh}")
     matched = torch.full((len(boxes),), -1, dtype=torch.int64, device=boxes.device)
     if not len(boxes) or not len(gt_boxes):
         return matched

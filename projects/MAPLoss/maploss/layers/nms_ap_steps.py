@@ -62,7 +62,8 @@ def nms_ap_steps(
 
     Args:
         scores: (R,) of one class. boxes: (R, 4) XYXY in pixels. image_ids: (R,) int64. matched_gt:
-            (R,) int64, see :func:`match_detections`. num_gt: objects without the difficult ones.
+            (R,) int64, see :func:`match_detections`; the windows matched to an object are of one
+            image. num_gt: objects without the difficult ones.
         nms_thresh: IoU over which windows suppress each other. ap_type: "area", "voc07" or
             "coco101". overlaps: of these boxes, where several classes share them.
 

@@ -55,7 +55,8 @@ def find_overlaps(boxes: torch.Tensor, image_ids: torch.Tensor, iou_thresh: floa
     All pairs of windows that suppress each other.
 
     IoU is computed as torchvision's NMS does, in float32 and without +1, so that the same pairs
-    are over the threshold.
+    are over the threshold. Each pair takes 16 bytes: about 1% of the pairs of an image overlap for
+    selective search; where all windows crowd around one object, it is all of them.
 
     Args:
         boxes: (R, 4) XYXY in pixels. image_ids: (R,) int64. iou_thresh: in [0, 1].
@@ -94,6 +95,9 @@ def nms_record(
     NMS per image: windows by falling score, each kept unless it overlaps a kept one.
 
     The kept set is that of Detectron2's `batched_nms` on the same input. Ties keep the input order.
+    (For few boxes `batched_nms` moves each image's or class's boxes apart before it computes IoU in
+    float32; where an IoU is within rounding of the threshold, or coordinates are negative, it may
+    decide otherwise.)
 
     Args:
         boxes: (R, 4) XYXY in pixels. scores: (R,) of one class. image_ids: (R,) int64.

@@ -44,6 +44,8 @@ def pair_gradient(
     gradient = torch.zeros_like(scores)
     ranked = rank_detections(scores, matched_gt)
     tps, fps = ranked.order[ranked.is_tp], ranked.order[~ranked.is_tp]
+    if len(tps) > num_gt:
+        raise ValueError(f"num_gt: expected at least the {len(tps)} objects detected, got {num_gt}")
     if not len(tps) or not len(fps):
         return gradient
     above = (scores[fps] - scores[tps][:, None]).div_(2 * margin).add_(0.5).clamp_(0, 1)

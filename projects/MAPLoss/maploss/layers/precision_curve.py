@@ -37,14 +37,17 @@ class PrecisionCurves:
     precision_k = phat_m: lowering AP takes lowering every k where some weighted phat_m is attained.
 
     Args:
-        fps: (B, M) int64, F_m; not falling along a row. num_tp: (B,) int64, true positives of each
-            row, the rest of it is padding. weights: (M,) float64, recall weights.
+        fps: (B, M) int64, F_m; not falling along a row. num_tp: (B,) int64 or int, true positives
+            of each row, the rest of it is padding. weights: (M,) float64, recall weights.
     """
 
-    def __init__(self, fps: torch.Tensor, num_tp: torch.Tensor, weights: torch.Tensor) -> None:
-        self.fps, self.num_tp, self.weights = fps, num_tp, weights
+    def __init__(
+        self, fps: torch.Tensor, num_tp: torch.Tensor | int, weights: torch.Tensor
+    ) -> None:
+        self.fps, self.weights = fps, weights
+        self.num_tp = torch.as_tensor(num_tp, device=fps.device).reshape(-1, 1)
         self.index = torch.arange(1, fps.shape[1] + 1, device=fps.device)
-        self.is_real = self.index <= num_tp[:, None]
+        self.is_real = self.index <= self.num_tp
         self.precision = self._precision(fps)
         self.phat, attained_at = _reverse_cummax(self.precision)
         self.ap = self.phat @ weights
@@ -115,9 +118,9 @@ class PrecisionCurves:
         is_passed = (self.index >= at[:, None]) & (self.index <= tps_above[:, None])
         return Move(at, self._ap_with(self.fps + is_passed.long()), at > 0)
 
-    def lower_tp(self, tp: torch.Tensor, num_fp: torch.Tensor) -> Move:
+    def lower_tp(self, tp: torch.Tensor, num_fp: int) -> Move:
         """
-        True positive `tp` (B,) falls past false positives, `num_fp` (B,) in the list.
+        True positive `tp` (B,) falls past false positives, `num_fp` in the list.
 
         Falling past the first of them below index e leaves F_{m+1} at tp..e-1 and F_e + 1 at e.
         Where the next true positive has no false positive above it either, index m keeps its
@@ -125,7 +128,7 @@ class PrecisionCurves:
         """
         first, last = self._attained_range()
         next_fps = torch.nn.functional.pad(self.fps[:, 1:], (0, 1))
-        keeps = (next_fps == 0) & (self.index < self.num_tp[:, None])
+        keeps = (next_fps == 0) & (self.index < self.num_tp)
         loses = (first >= tp[:, None]) & (self.weights > 0) & self.is_real & ~keeps
         at = _pick(last, _first_true(loses))
         passed = _pick(self.fps, at)

@@ -14,8 +14,6 @@ from .checks import check_choice, check_scores
 
 ESTIMATORS = ("mee", "sde")
 PAIRINGS = ("none", "paired")
-# Two steps at one place would divide by zero; no real interval of scores is this short.
-_SMALLEST_INTERVAL = 1e-12
 
 
 @torch.no_grad()
@@ -31,7 +29,7 @@ def pseudo_gradient(
 
     `sde`: the mean of the slopes to the step above and to the step below, a missing one counting
     0, none taken over less than `min_delta`. `mee`: the mean slope of the upper and the lower
-    envelope, (v+ - v-) / (2 (t+ - t-)), where both steps exist, else as `sde`.
+    envelope, (v+ - v-) / (2 (t+ - t-)), where both steps exist at two places, else as `sde`.
 
     `paired` also subtracts each one-sided slope from the coordinate that is passed at the step, so
     that the gradient sums to zero, as that of a function of differences must: this project's own.
@@ -56,8 +54,9 @@ def pseudo_gradient(
     rise, fall = up_at - x, x - down_at
     up_width, down_width = rise.clamp(min=min_delta), fall.clamp(min=min_delta)
     if estimator == "mee":
-        between = (up_at - down_at).clamp(min=_SMALLEST_INTERVAL)
-        has_both = ~between.isnan()
+        between = up_at - down_at
+        # Both steps at the window's own score: its ties. There is no interval to take.
+        has_both = between > 0
         up_width = torch.where(has_both, between, up_width)
         down_width = torch.where(has_both, between, down_width)
     up = (0.5 * (steps.up_value - steps.value) / up_width).nan_to_num(nan=0.0)

@@ -51,7 +51,9 @@ def window_detections(
     boxes.clip(image_size)
     window_inds, class_inds = (scores > score_thresh).nonzero(as_tuple=True)
     scores, box_tensor = scores[window_inds, class_inds], boxes.tensor[window_inds]
-    keep = batched_nms(box_tensor, scores, class_inds, nms_iou_thresh)
+    # Which it keeps does not depend on the order of ties, but its own order does.
+    keep = batched_nms(box_tensor, scores, class_inds, nms_iou_thresh).sort()[0]
+    keep = keep[torch.argsort(scores[keep], descending=True, stable=True)]
     if detections_per_image > 0:
         keep = keep[:detections_per_image]
     result = Instances(image_size)
