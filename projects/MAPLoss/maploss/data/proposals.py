@@ -102,7 +102,7 @@ def convert_npz(npz_path: str, out_path: str, image_ids: Sequence[str]) -> None:
         ValueError: no such archive, or it lacks an image; the message names it and the file.
     """
     ids, counts, boxes = _read_npz(npz_path)
-    end = np.cumsum(counts.astype(np.int64))
+    end = np.cumsum(counts)
     index_of = {str(image_id): i for i, image_id in enumerate(ids)}
     _check_covered(image_ids, index_of, npz_path)
     selected = [index_of[str(image_id)] for image_id in image_ids]
@@ -266,7 +266,7 @@ def _read_npz(path: str) -> list[np.ndarray]:
             f"{path}: expected one count per id and as many boxes as the counts' sum, got "
             f"{len(ids)} ids, {len(counts)} counts of sum {int(counts.sum())}, {len(boxes)} boxes"
         )
-    return arrays
+    return [ids, counts.astype(np.int64), boxes]
 
 
 def _as_boxes(values: np.ndarray) -> np.ndarray:

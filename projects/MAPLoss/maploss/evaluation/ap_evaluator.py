@@ -63,7 +63,7 @@ class APEvaluator(DatasetEvaluator):
         """
         for image, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to("cpu")
-            # As they are: less precision would make ties. Half precision has no sort on every CPU.
+            # Never with fewer digits, which would make ties; half precision widens without loss.
             scores = instances.scores.detach()
             scores = scores if scores.dtype == torch.float64 else scores.float()
             classes = instances.pred_classes.long()

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints that are missing, broken or of another model, told by name."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
+from fvcore.common.checkpoint import Checkpointer
+from torch import nn
+
+_REMEDY = "delete {tag} to start anew, or write the name of a good checkpoint into it"
+
+
+@contextlib.contextmanager
+def loading(checkpointer: Checkpointer, weights: str, *, resume: bool) -> Iterator[None]:
+    """
+    Around `checkpointer.resume_or_load(weights, resume=resume)`: its failures name the file.
+
+    Raises:
+        FileNotFoundError: the checkpoint to resume from, or `weights`, does not exist.
+        ValueError: `last_checkpoint` is empty, or the file cannot be loaded.
+    """
+    path, remedy = weights, ""
+    if resume and checkpointer.has_checkpoint():
+        tag = os.path.join(checkpointer.save_dir, "last_checkpoint")
+        remedy = "; " + _REMEDY.format(tag=tag)
+        path = checkpointer.get_checkpoint_file()
+        if not os.path.basename(path):
+            raise ValueError(f"{tag}: expected the name of a checkpoint, got nothing{remedy}")
+    # What else is a URL, or is read by the main process for all, is left to Detectron2.
+    is_local = path and "://" not in path and comm.is_main_process()
+    if is_local and not os.path.exists(path.partition("?")[0]):
+        raise FileNotFoundError(f"Checkpoint not found: {path}{remedy}")
+    try:
+        yield
+    except Exception as error:  # what is no checkpoint can raise almost anything
+        raise ValueError(f"Cannot load checkpoint {path}: {error!r}{remedy}") from error
+
+
+def load_for_evaluation(model: nn.Module, weights: str, output_dir: str, *, resume: bool) -> None:
+    """
+    Loads `weights`, or with `resume` or without weights the last checkpoint in `output_dir`.
+
+    Raises:
+        FileNotFoundError: no such file, or there is neither of the two.
+        ValueError: the file cannot be loaded or does not have all of the model's parameters in the
+            model's shapes.
+    """
+    checkpointer = _CompleteCheckpointer(model, save_dir=output_dir)
+    if not (weights or checkpointer.has_checkpoint()):
+        raise FileNotFoundError(
+            f"--eval-only: expected MODEL.WEIGHTS or a checkpoint in {output_dir}, got neither"
+        )
+    resume = resume or not weights
+    with loading(checkpointer, weights, resume=resume):
+        checkpointer.resume_or_load(weights, resume=resume)
+
+
+class _CompleteCheckpointer(DetectionCheckpointer):
+    """Loads all of a model: what stayed random would be evaluated."""
+
+    def _load_model(self, checkpoint: dict):
+        incompatible = super()._load_model(checkpoint)
+        found = {key: tuple(shape) for key, shape, _ in incompatible.incorrect_shapes}
+        expected = self.model.state_dict()
+        lacking = [
+            f"{key}: expected {tuple(expected[key].shape)}, got {found.get(key, 'none')}"
+            for key in incompatible.missing_keys
+        ]
+        if lacking:
+            more = f", and {len(lacking) - 4} more" if len(lacking) > 4 else ""
+            raise ValueError(f"weights do not fit the config: {', '.join(lacking[:4])}{more}")
+        return incompatible

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Detectron2's trainer, with failures that say where training was and what there is to go on."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer
+
+from .checkpoints import loading
+
+
+class LocatingTrainer(DefaultTrainer):
+    """
+    DefaultTrainer whose failures name iteration and files.
+
+    A loss or score that is not finite, in training or in the evaluations meanwhile, names the
+    iteration and the last checkpoint of this run; a checkpoint that cannot be loaded is named.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        super().__init__(cfg)
+        self._older_tag: float | None = None
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        with loading(self.checkpointer, self.cfg.MODEL.WEIGHTS, resume=resume):
+            super().resume_or_load(resume=resume)
+        # The checkpoints of an older run are no place to go on from, unless this one did.
+        self._older_tag = None if resume else self._tag_time()
+
+    def run_step(self) -> None:
+        with self._located():
+            super().run_step()
+
+    def after_step(self) -> None:
+        with self._located():
+            super().after_step()
+
+    def after_train(self) -> None:
+        with self._located():
+            super().after_train()
+
+    @contextlib.contextmanager
+    def _located(self) -> Iterator[None]:
+        try:
+            yield
+        except FloatingPointError as error:
+            # After the last iteration `iter` is one further.
+            iteration = min(self.iter, self.max_iter - 1)
+            is_own = self._tag_time() != self._older_tag
+            last = (is_own and self.checkpointer.get_checkpoint_file()) or "none"
+            raise FloatingPointError(
+                f"training stopped in iteration {iteration}: {error} (last checkpoint: {last})"
+            ) from error
+
+    def _tag_time(self) -> int | None:
+        """When the file that names the last checkpoint was written; None if there is none."""
+        try:
+            tag = os.path.join(self.checkpointer.save_dir, "last_checkpoint")
+            return os.stat(tag).st_mtime_ns
+        except FileNotFoundError:
+            return None
