@@ -13,28 +13,27 @@ import os
 
 import maploss  # noqa: F401 (registers the models and the data sets)
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import (
-    DefaultTrainer,
-    default_argument_parser,
-    default_setup,
-    default_writers,
-    launch,
-)
+from detectron2.engine import default_argument_parser, default_setup, default_writers, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter
 from detectron2.utils.logger import setup_logger
 from maploss.config import add_maploss_config
 from maploss.data.mapper import MAPDatasetMapper
-from maploss.engine import ProgressWriter, build_optimizer, prepare_config
+from maploss.engine import (
+    CheckedTrainer,
+    ProgressWriter,
+    build_optimizer,
+    load_for_evaluation,
+    prepare_config,
+)
 from maploss.evaluation import APEvaluator
 
 
-class Trainer(DefaultTrainer):
-    """DefaultTrainer with this project's data, evaluation and progress line."""
+class Trainer(CheckedTrainer):
+    """Detectron2's trainer with this project's data, evaluation and progress line."""
 
     @classmethod
     def build_model(cls, cfg):
@@ -62,15 +61,6 @@ class Trainer(DefaultTrainer):
         writers = default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
         progress = ProgressWriter(self.max_iter)
         return [progress if isinstance(x, CommonMetricPrinter) else x for x in writers]
-
-    def run_step(self):
-        try:
-            super().run_step()
-        except FloatingPointError as error:
-            last = self.checkpointer.get_checkpoint_file() or "none"
-            raise FloatingPointError(
-                f"training stopped in iteration {self.iter}: {error} (last checkpoint: {last})"
-            ) from error
 
     # Detectron2 0.5 saves no optimizer.
     def state_dict(self):
@@ -103,12 +93,7 @@ def main(args):
         trainer.train()
         return getattr(trainer, "_last_eval_results", None)
     model = Trainer.build_model(cfg)
-    checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-    if not (cfg.MODEL.WEIGHTS or checkpointer.has_checkpoint()):
-        raise FileNotFoundError(
-            f"--eval-only: expected MODEL.WEIGHTS or a checkpoint in {cfg.OUTPUT_DIR}, got neither"
-        )
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume or not cfg.MODEL.WEIGHTS)
+    load_for_evaluation(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=args.resume)
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.engine import default_argument_parser
+from detectron2.engine import DefaultTrainer, default_argument_parser
 
 import train_net
 
@@ -110,7 +110,7 @@ def test_the_predictor_does_not_change_which_windows_train(run, monkeypatch):
 
 
 def test_scores_that_are_not_finite_stop_with_iteration_and_checkpoint(run, tmp_path, monkeypatch):
-    step = train_net.DefaultTrainer.run_step
+    step = DefaultTrainer.run_step
 
     def spoil(trainer):
         if trainer.iter == 3:
@@ -118,23 +118,58 @@ def test_scores_that_are_not_finite_stop_with_iteration_and_checkpoint(run, tmp_
                 trainer.model.roi_heads.box_predictor.cls_score.bias[0] = float("nan")
         step(trainer)
 
-    monkeypatch.setattr(train_net.DefaultTrainer, "run_step", spoil)
+    monkeypatch.setattr(DefaultTrainer, "run_step", spoil)
     checkpoint = os.path.join(tmp_path, "output", "model_0000001.pth")
     with pytest.raises(FloatingPointError, match=f"iteration 3.*last checkpoint: {checkpoint}"):
         run("map", opts=["SOLVER.MAX_ITER", "6"])
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_iteration(run, monkeypatch):
-    step = train_net.DefaultTrainer.run_step
+    step = DefaultTrainer.run_step
 
     def spoil(trainer):
         with torch.no_grad():
             trainer.model.roi_heads.box_predictor.cls_score.bias[0] = float("inf")
         step(trainer)
 
-    monkeypatch.setattr(train_net.DefaultTrainer, "run_step", spoil)
+    monkeypatch.setattr(DefaultTrainer, "run_step", spoil)
     with pytest.raises(FloatingPointError, match=r"(?s)iteration 0.*last checkpoint: none"):
         run("softmax", opts=["SOLVER.MAX_ITER", "6"])
+
+
+@pytest.fixture
+def spoil_evaluation(monkeypatch):
+    """Makes a parameter infinite before an evaluation, as a step that diverges does."""
+
+    def spoil(cls, cfg, model, evaluators=None):
+        with torch.no_grad():
+            model.roi_heads.box_predictor.cls_score.bias[0] = float("inf")
+        return test.__func__(cls, cfg, model, evaluators)
+
+    test = DefaultTrainer.test
+    monkeypatch.setattr(DefaultTrainer, "test", classmethod(spoil))
+
+
+@pytest.mark.parametrize(
+    ("period", "iteration", "file"), [(2, 1, "model_0000001.pth"), (0, 3, "model_final.pth")]
+)
+def test_an_evaluation_during_training_stops_with_iteration_and_checkpoint(
+    run, tmp_path, spoil_evaluation, period, iteration, file
+):
+    checkpoint = os.path.join(tmp_path, "output", file)
+    message = f"iteration {iteration}: .*last checkpoint: {checkpoint}; .*may hold"
+    with pytest.raises(FloatingPointError, match=message):
+        run("map", opts=["SOLVER.MAX_ITER", "4", "TEST.EVAL_PERIOD", str(period)])
+
+
+def test_the_checkpoint_of_an_older_run_is_named_only_when_resuming(run, spoil_evaluation):
+    with pytest.raises(FloatingPointError, match=r"last checkpoint: .*model_final\.pth"):
+        run("map", opts=["SOLVER.MAX_ITER", "1"])
+    opts = ["SOLVER.MAX_ITER", "6", "SOLVER.CHECKPOINT_PERIOD", "9", "TEST.EVAL_PERIOD", "2"]
+    with pytest.raises(FloatingPointError, match="last checkpoint: none"):
+        run("map", opts=opts)
+    with pytest.raises(FloatingPointError, match=r"last checkpoint: .*model_final\.pth"):
+        run("map", "--resume", opts=opts)
 
 
 def test_evaluating_without_weights_is_an_error(run, tmp_path):
@@ -147,3 +182,10 @@ def test_an_unknown_setting_stops_a_run_before_the_first_iteration(run, monkeypa
     monkeypatch.setattr(train_net.Trainer, "run_step", lambda self: pytest.fail("it started"))
     with pytest.raises(ValueError, match="nonsense"):
         run("map", opts=[f"MODEL.MAP_LOSS.{key}", "nonsense"])
+
+
+def test_resuming_from_a_checkpoint_that_is_gone_names_it(run, tmp_path):
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output/last_checkpoint").write_text("gone.pth")
+    with pytest.raises(FileNotFoundError, match=r"gone\.pth; delete .*last_checkpoint"):
+        run("map", "--resume")

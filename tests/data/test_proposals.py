@@ -125,7 +125,69 @@ def test_proposals_of_the_first_detectron_and_in_xywh_are_read(tmp_path):
     assert record["proposal_boxes"].tolist() == [[0, 0, 20, 30], [10, 10, 15, 15]]
 
 
-@pytest.mark.parametrize("content", [b"no pickle", b"", pickle.dumps([1]), pickle.dumps({"a": 1})])
+@pytest.mark.parametrize("content", [b"no archive", b"", b"PK\x03\x04 cut off"])
+def test_bytes_that_are_no_archive_name_the_file(tmp_path, content):
+    path = tmp_path / "p.npz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"p\.npz: not a readable archive"):
+        convert_npz(str(path), str(tmp_path / "p.pkl"), ["a"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"boxes": np.zeros((4, 3))}, r"boxes \(m, 4\), got .*\(4, 3\)"),
+        ({"boxes": np.zeros(3)}, r"boxes \(m, 4\), got .*\(3,\)"),
+        ({"counts": np.array([[1], [2]])}, r"counts \(n,\)"),
+        ({"counts": np.array([4, -1])}, "integers >= 0"),
+        ({"counts": np.array([1.5, 1.5])}, "integers >= 0"),
+    ],
+)
+def test_arrays_of_another_shape_or_kind_name_the_archive(tmp_path, changes, message):
+    path = str(tmp_path / "p.npz")
+    arrays = {"ids": np.array(["a", "b"]), "counts": np.array([1, 2]), "boxes": np.zeros((3, 4))}
+    np.savez(path, **(arrays | changes))
+    with pytest.raises(ValueError, match=rf"p\.npz: .*{message}"):
+        convert_npz(path, str(tmp_path / "p.pkl"), ["a"])
+
+
+def test_boxes_to_be_written_have_four_numbers_each(tmp_path):
+    with pytest.raises(ValueError, match=r"\(n, 4\), got \(4, 3\)"):
+        write_proposals(str(tmp_path / "p.pkl"), ["a"], [np.zeros((4, 3))])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"boxes": [np.zeros((1, 4))]}, "lists of one length, got .*'boxes': 1"),
+        ({"objectness_logits": []}, "lists of one length, got .*'objectness_logits': 0"),
+        ({"boxes": 5}, "expected lists"),
+        ({"bbox_mode": 99}, "99 is not a valid BoxMode"),
+        ({"boxes": [np.zeros((4, 3)), np.zeros((3, 4))]}, r"image 'a': .*got \(4, 3\)"),
+        ({"boxes": [[[1, 2, 3, 4], [5]], np.zeros((3, 4))]}, "image 'a'"),
+        ({"objectness_logits": [np.zeros((3, 1)), np.zeros(3)]}, r"image 'a': .*\(3, 1\)"),
+    ],
+)
+def test_lists_and_arrays_of_another_shape_name_the_file(tmp_path, changes, message):
+    path = tmp_path / "p.pkl"
+    good = {"boxes": [np.zeros((3, 4))] * 2, "objectness_logits": [np.zeros(3)] * 2}
+    path.write_bytes(pickle.dumps({"ids": ["a", "b"]} | good | changes))
+    with pytest.raises(ValueError, match=rf"p\.pkl: .*{message}"):
+        load_and_check(make_records("a", "b"), str(path))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"no pickle",
+        b"",
+        b"cnowhere\nnothing\n.",
+        b"\x80\xff.",
+        b"0.",
+        pickle.dumps([1]),
+        pickle.dumps({"a": 1}),
+    ],
+)
 def test_file_that_holds_no_proposals_is_named(tmp_path, content):
     path = tmp_path / "p.pkl"
     path.write_bytes(content)

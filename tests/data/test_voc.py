@@ -77,6 +77,26 @@ def test_xml_without_size_or_with_a_word_for_a_number_names_file_and_key(tmp_pat
         load_voc(root, "train", CLASSES)
 
 
+@pytest.mark.parametrize("width", ["nan", "inf", "0", "-5"])
+def test_a_width_that_is_none_names_file_and_key(tmp_path, width):
+    root = make_tree(tmp_path, x=make_xml().replace(">100<", f">{width}<"))
+    with pytest.raises(ValueError, match=rf"x\.xml: size/width is '{width}'"):
+        load_voc(root, "train", CLASSES)
+
+
+@pytest.mark.parametrize("corner", ["nan", "-inf"])
+def test_a_corner_that_is_not_finite_names_file_and_key(tmp_path, corner):
+    root = make_tree(tmp_path, x=make_xml(make_object("cat", (corner, 1, 20, 30))))
+    with pytest.raises(ValueError, match=rf"x\.xml: bndbox/xmin is '{corner}'"):
+        load_voc(root, "train", CLASSES)
+
+
+def test_an_unknown_encoding_names_the_file(tmp_path):
+    root = make_tree(tmp_path, x='<?xml version="1.0" encoding="klingon"?>' + make_xml())
+    with pytest.raises(ValueError, match=r"x\.xml.*klingon"):
+        load_voc(root, "train", CLASSES)
+
+
 def test_missing_xml_names_the_file(tmp_path):
     root = make_tree(tmp_path, x=make_xml())
     (tmp_path / "Annotations" / "x.xml").unlink()

@@ -26,6 +26,7 @@ def test_sgd_is_the_default():
 
 def test_adamw_decays_weights_but_not_norms_and_leaves_frozen_parameters_out():
     cfg = config(OPTIMIZER="AdamW", BASE_LR=0.25, WEIGHT_DECAY=0.5, WEIGHT_DECAY_NORM=0.0)
+    cfg.SOLVER.WEIGHT_DECAY_BIAS = 0.0
     model = small_model()
     optimizer = build_optimizer(cfg, model)
     assert isinstance(optimizer, torch.optim.AdamW)

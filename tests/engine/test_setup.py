@@ -63,6 +63,13 @@ def test_training_without_a_data_set_is_an_error(cfg):
         prepare_config(cfg, eval_only=False)
 
 
+def test_evaluating_without_a_data_set_is_an_error_unless_it_trains(cfg):
+    cfg.DATASETS.TEST = ()
+    prepare_config(cfg, eval_only=False)
+    with pytest.raises(ValueError, match=r"DATASETS\.TEST"):
+        prepare_config(cfg, eval_only=True)
+
+
 def test_frozen_layers_without_weights_are_an_error_in_training_only(cfg):
     cfg.MODEL.BACKBONE.FREEZE_AT = 2
     prepare_config(cfg, eval_only=True)

@@ -150,6 +150,52 @@ def test_unknown_class_names_the_image(dataset):
         evaluate(dataset, {"b": output})
 
 
+@pytest.mark.parametrize(
+    ("dtype", "difference"), [(torch.float32, 1e-6), (torch.float64, 1e-12), (torch.bfloat16, 1e-2)]
+)
+def test_scores_that_differ_least_are_ranked(dataset, dtype, difference):
+    outputs = {i: perfect_output(i) for i in IMAGE_IDS}
+    output = make_output([[60, 40, 70, 50], OBJECTS["a"][0][0]], [0, 0], [0, 0])
+    output["instances"].scores = torch.tensor([0.5, 0.5 + difference], dtype=dtype)
+    results = evaluate(dataset, outputs | {"a": output, "b": make_output([], [], [])})
+    # The first of two cats is found before the false one: precision 1 up to a recall of .5.
+    assert results["bbox"]["AP50-cat"] == 50
+
+
+def test_an_empty_data_set_is_named():
+    name = "evaluator_of_nothing"
+    DatasetCatalog.register(name, list)
+    MetadataCatalog.get(name).set(thing_classes=NAMES)
+    try:
+        with pytest.raises(ValueError, match=f"'{name}': expected images, got none"):
+            evaluate(name, {})
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def records(dataset):
+    """The records of the data set, to be changed."""
+    records = DatasetCatalog.get(dataset)
+    DatasetCatalog.remove(dataset)
+    DatasetCatalog.register(dataset, lambda: records)
+    return records
+
+
+def test_a_record_without_annotations_has_no_objects(dataset, records, tmp_path):
+    del records[3]["annotations"]
+    results = evaluate(dataset, {i: perfect_output(i) for i in IMAGE_IDS}, str(tmp_path))
+    assert results["bbox"]["AP50"] == 100
+
+
+@pytest.mark.parametrize("class_id", [-1, 3])
+def test_an_object_of_an_unknown_class_names_image_and_class(dataset, records, class_id):
+    records[1]["annotations"][0]["category_id"] = class_id
+    with pytest.raises(ValueError, match=f"Image 'b'.*classes 0 to 2, got class {class_id}"):
+        evaluate(dataset, {i: perfect_output(i) for i in IMAGE_IDS})
+
+
 def test_prediction_for_an_image_that_the_data_set_has_not_is_an_error(dataset):
     with pytest.raises(ValueError, match="image 'z'"):
         evaluate(dataset, {"z": perfect_output("a")})

@@ -143,6 +143,21 @@ def test_threshold_of_best_f1_keeps_the_detections_up_to_the_last_right_one():
     assert result.best_f1_thresh == 3.0
 
 
+def test_curve_and_best_f1_are_those_at_an_iou_of_one_half():
+    box, other = np.array([0, 0, 99, 99]), np.array([200, 0, 299, 99])
+    overlap = np.array([0, 0, 99, 51])  # IoU .52
+    objects = [{0: [(box, False), (other, True)]}]
+    detections = [[(0, 2.0, overlap + np.array([200, 0, 200, 0])), (0, 1.0, overlap)]]
+    (result,) = evaluate_detections(*to_tensors(detections, objects, 1), 1)
+    assert result.ap["AP50"] == 1.0
+    assert result.ap["AP"] == pytest.approx(0.1)
+    assert result.precision.tolist() == result.recall.tolist() == [1.0]
+    assert (result.best_f1, result.best_f1_thresh) == (1.0, 1.0)
+    assert result.is_tp.tolist() == [False, True]
+    assert result.is_ignored.tolist() == [True, False]
+    assert result.matched_object.tolist() == [1, 0]
+
+
 def read_rows(folder):
     """{file stem: rows of words} of a folder of text files."""
     files = sorted(Path(folder).glob("*.txt"))

@@ -46,6 +46,27 @@ def test_missing_annotations_are_an_error_in_training(tiny_cfg, storage):
         build_model(tiny_cfg)([make_input(instances=None)])
 
 
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_windows_that_are_not_finite_name_the_image(tiny_cfg, storage, is_training, value):
+    inputs = make_input()
+    inputs["proposals"].proposal_boxes.tensor[1, 2] = value
+    model = build_model(tiny_cfg).train(is_training)
+    with pytest.raises(ValueError, match=rf"some/image\.png: expected finite .*{value}"):
+        model([make_input(file_name="other.png"), inputs])
+
+
+@pytest.mark.parametrize("name", ["MAPROIHeads", "SoftmaxROIHeads"])
+@pytest.mark.parametrize("class_id", [-1, 4])
+def test_an_object_of_an_unknown_class_names_the_image(tiny_cfg, storage, name, class_id):
+    tiny_cfg.MODEL.ROI_HEADS.NAME = name
+    inputs = make_input()
+    inputs["instances"].gt_classes[0] = class_id
+    message = rf"some/image\.png: expected objects of classes 0 to 3, got \[{class_id}\]"
+    with pytest.raises(ValueError, match=message):
+        build_model(tiny_cfg)([make_input(file_name="other.png"), inputs])
+
+
 def test_objects_are_not_difficult_unless_the_mapper_says_so(tiny_cfg, storage):
     inputs = make_input()
     assert torch.isfinite(sum(build_model(tiny_cfg)([inputs]).values()))

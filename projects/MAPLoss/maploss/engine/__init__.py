@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Around the training loop: what is settled before, and what is told meanwhile."""
 
-from .checkpoints import load_for_evaluation, loading, wrote_checkpoint
+from .checkpoints import load_for_evaluation
 from .optimizer import build_optimizer
 from .progress_writer import ProgressWriter
 from .setup import prepare_config
-from .trainer import LocatingTrainer
+from .trainer import CheckedTrainer
 
 __all__ = [
-    "LocatingTrainer",
+    "CheckedTrainer",
     "ProgressWriter",
     "build_optimizer",
     "load_for_evaluation",

@@ -10,8 +10,6 @@ from detectron2.utils import comm
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
-_REMEDY = "delete {tag} to start anew, or write the name of a good checkpoint into it"
-
 
 @contextlib.contextmanager
 def loading(checkpointer: Checkpointer, weights: str, *, resume: bool) -> Iterator[None]:
@@ -25,7 +23,7 @@ def loading(checkpointer: Checkpointer, weights: str, *, resume: bool) -> Iterat
     path, remedy = weights, ""
     if resume and checkpointer.has_checkpoint():
         tag = os.path.join(checkpointer.save_dir, "last_checkpoint")
-        remedy = "; " + _REMEDY.format(tag=tag)
+        remedy = f"; delete {tag}, or write the name of a good checkpoint into it"
         path = checkpointer.get_checkpoint_file()
         if not os.path.basename(path):
             raise ValueError(f"{tag}: expected the name of a checkpoint, got nothing{remedy}")
@@ -36,7 +34,8 @@ def loading(checkpointer: Checkpointer, weights: str, *, resume: bool) -> Iterat
     try:
         yield
     except Exception as error:  # what is no checkpoint can raise almost anything
-        raise ValueError(f"Cannot load checkpoint {path}: {error!r}{remedy}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"Cannot load checkpoint {path}: {reason}{remedy}") from error
 
 
 def load_for_evaluation(model: nn.Module, weights: str, output_dir: str, *, resume: bool) -> None:

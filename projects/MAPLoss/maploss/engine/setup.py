@@ -22,11 +22,14 @@ def prepare_config(cfg: CfgNode, *, eval_only: bool) -> None:
       make their own windows; files that are given are checked.
 
     Raises:
-        ValueError: no training set; MODEL.ROI_HEADS.NUM_CLASSES not that of the data sets; layers
-            are frozen in training, but there are no weights for them.
+        ValueError: no data set to train on, or to evaluate where that is all;
+            MODEL.ROI_HEADS.NUM_CLASSES not that of the data sets; layers are frozen in training,
+            but there are no weights for them.
     """
     if not eval_only:
         _check_training(cfg)
+    elif not cfg.DATASETS.TEST:
+        raise ValueError("DATASETS.TEST: expected the name of a data set, got none")
     _use_available_device(cfg)
     names = cfg.DATASETS.TEST if eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     for name in names:

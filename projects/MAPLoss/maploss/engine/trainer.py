@@ -11,7 +11,7 @@ from detectron2.engine import DefaultTrainer
 from .checkpoints import loading
 
 
-class LocatingTrainer(DefaultTrainer):
+class CheckedTrainer(DefaultTrainer):
     """
     DefaultTrainer whose failures name iteration and files.
 
@@ -21,7 +21,7 @@ class LocatingTrainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode):
         super().__init__(cfg)
-        self._older_tag: float | None = None
+        self._older_tag: int | None = None
 
     def resume_or_load(self, resume: bool = True) -> None:
         with loading(self.checkpointer, self.cfg.MODEL.WEIGHTS, resume=resume):
@@ -50,6 +50,8 @@ class LocatingTrainer(DefaultTrainer):
             iteration = min(self.iter, self.max_iter - 1)
             is_own = self._tag_time() != self._older_tag
             last = (is_own and self.checkpointer.get_checkpoint_file()) or "none"
+            if last != "none":
+                last += "; if written just before, it may hold the parameters that failed"
             raise FloatingPointError(
                 f"training stopped in iteration {iteration}: {error} (last checkpoint: {last})"
             ) from error

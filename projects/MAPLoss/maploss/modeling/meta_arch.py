@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The detector: Detectron2's GeneralizedRCNN on given windows, with its input checked."""
 
+import torch
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.structures import Instances
 
@@ -27,7 +28,8 @@ class MAPRCNN(GeneralizedRCNN):
         As GeneralizedRCNN.
 
         Raises:
-            ValueError: an image without "proposals" or, in training, without "instances".
+            ValueError: an image without "proposals" or with windows that are not finite; in
+                training also one without "instances" or with an object of an unknown class.
         """
         if self.training:
             self._check(batched_inputs, ("proposals", "instances"))
@@ -39,7 +41,7 @@ class MAPRCNN(GeneralizedRCNN):
         detected_instances: list[Instances] | None = None,
         do_postprocess: bool = True,
     ):
-        """As GeneralizedRCNN. Raises ValueError for an image without "proposals"."""
+        """As GeneralizedRCNN. Raises ValueError for "proposals" missing or not finite."""
         if detected_instances is None:
             self._check(batched_inputs, ("proposals",))
         return super().inference(batched_inputs, detected_instances, do_postprocess)
@@ -49,9 +51,26 @@ class MAPRCNN(GeneralizedRCNN):
             for key in required:
                 if key == "proposals" and self.proposal_generator is not None:
                     continue
-                if key not in inputs:
+                problem = self._problem(inputs, key)
+                if problem:
                     name = inputs.get("file_name", inputs.get("image_id", "of unknown name"))
-                    raise ValueError(f"image {name}: expected {key!r}, got only {sorted(inputs)}")
+                    raise ValueError(f"image {name}: expected {problem}")
+
+    def _problem(self, inputs: dict, key: str) -> str:
+        """What was expected of inputs[key] and what came; empty if all is well."""
+        if key not in inputs:
+            return f"{key!r}, got only {sorted(inputs)}"
+        if key == "proposals":
+            boxes = inputs[key].proposal_boxes.tensor
+            is_finite = torch.isfinite(boxes).all(dim=1)
+            # ROIAlign reads outside of the features for a box that is not.
+            if not is_finite.all():
+                return f"finite proposal boxes, got {boxes[~is_finite][0].tolist()}"
+        if key == "instances":
+            classes, last = inputs[key].gt_classes, self.roi_heads.num_classes - 1
+            if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) <= last:
+                return f"objects of classes 0 to {last}, got {classes.unique().tolist()}"
+        return ""
 
     def _take_backbone_weights(self, state_dict: dict, prefix: str, *_) -> None:
         keys = [key for key in state_dict if key.startswith(prefix)]
