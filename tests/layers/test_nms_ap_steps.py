@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import sys
+
 import pytest
 import torch
 from maploss.layers import ap_steps, nms_ap_steps, nms_record, pseudo_gradient
@@ -124,3 +126,11 @@ def test_a_kept_window_is_no_suppressed_one():
 def test_unknown_transitivity_is_named():
     with pytest.raises(ValueError, match=r"transitivity.*exact, label_aware, paper, none.*'full'"):
         nms_ap_steps(*random_scene(0), transitivity="full")
+
+
+def test_the_work_may_be_done_in_parts(monkeypatch):
+    whole = [nms_ap_steps(*random_scene(seed)) for seed in range(12)]
+    for module in ("nms_edits", "edited_ap", "ap_steps"):
+        monkeypatch.setattr(sys.modules[f"maploss.layers.{module}"], "_CHUNK", 3)
+    for seed, steps in enumerate(whole):
+        assert not differing(nms_ap_steps(*random_scene(seed)), steps).any()

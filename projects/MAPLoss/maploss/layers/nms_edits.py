@@ -13,6 +13,9 @@ import torch
 from .groups import Groups, is_member
 from .nms_record import NMSRecord, Overlaps
 
+# Windows that may come free, of all changes looked at together.
+_CHUNK = 1 << 20
+
 
 class Edits(NamedTuple):
     """
@@ -99,8 +102,15 @@ class NMSRerun:
         """
         rows, displaced = self._kept_beside.expand(risers)
         removed = torch.arange(len(risers), len(risers) + len(fallers), device=risers.device)
-        keys = torch.cat([self._keys(rows, displaced), self._keys(removed, fallers)])
-        return self._settle(keys, torch.cat([risers, torch.full_like(fallers, -1)]))
+        rows, displaced = torch.cat([rows, removed]), torch.cat([displaced, fallers])
+        newcomers = torch.cat([risers, torch.full_like(fallers, -1)])
+        # What may come free, row by row, so that dense windows do not take all memory at once.
+        cost = torch.zeros_like(newcomers)
+        cost.index_add_(0, rows, self._best_suppressed_by.counts[displaced])
+        chunk = cost.cumsum(0).div(_CHUNK, rounding_mode="floor")[rows]
+        keys = self._keys(rows, displaced)
+        parts = [keys[chunk == c] for c in chunk.unique().tolist()]
+        return Edits.join(*(self._settle(part, newcomers) for part in parts or [keys]))
 
     def _settle(self, removed: torch.Tensor, newcomers: torch.Tensor) -> Edits:
         """
