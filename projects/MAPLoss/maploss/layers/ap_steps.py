@@ -127,8 +127,8 @@ def first_steps(gt: torch.Tensor, is_tp: torch.Tensor, weights: torch.Tensor) ->
     gap_of_duplicate = tps_above[best_duplicate.clamp(max=len(gt) - 1)]
     gap = torch.where(has_duplicate, gap_of_duplicate, tps_above)
     down = _choose(falls_as_tp, own_tp, tp_down, gap, fp_down)
-    value = PrecisionCurves(fps[None], num_tp, weights).ap[0]
-    return RankedSteps(value, *up, *down)
+    # All rows of all curves are the same list.
+    return RankedSteps(curves.ap[0], *up, *down)
 
 
 def _as_ranks(
