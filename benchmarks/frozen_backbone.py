@@ -6,7 +6,8 @@ Trains heads on a frozen backbone whose outputs are computed once: real images o
 
 All configs get the same images, windows and start; they must share the backbone and the data sets.
 Overrides at the end go to all; SOLVER.MAX_ITER is the number of updates. Prints a table and writes
-the evaluation of each run to <output>/<config>-<seed>.
+<output>/<config>-<seed>/ap.json and metrics.json (for tools/plot_metrics.py). TEST.EVAL_PERIOD
+evaluates in between.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from detectron2.data import get_detection_dataset_dicts
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 from detectron2.structures import ImageList
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import EventStorage, JSONWriter
 from detectron2.utils.logger import setup_logger
 from maploss.config import add_maploss_config
 from maploss.data.mapper import MAPDatasetMapper
@@ -32,18 +33,20 @@ from tabulate import tabulate
 from torch import nn
 
 logger = logging.getLogger("maploss.benchmarks.frozen_backbone")
-_LOG_PERIOD = 50
+_LOG_PERIOD = 25
 
 
 class CachedImages:
     """Images of one data set: what the mapper gives, and the backbone's outputs as float16."""
 
-    def __init__(self, cfg: CfgNode, model: nn.Module, name: str, is_train: bool) -> None:
+    def __init__(
+        self, cfg: CfgNode, model: nn.Module, name: str, is_train: bool, limit: int | None = None
+    ) -> None:
         files = cfg.DATASETS.PROPOSAL_FILES_TRAIN if is_train else cfg.DATASETS.PROPOSAL_FILES_TEST
         dicts = get_detection_dataset_dicts([name], filter_empty=is_train, proposal_files=files)
         mapper = MAPDatasetMapper(cfg, is_train=is_train)
         self.inputs, self.features = [], []
-        for index, record in enumerate(dicts):
+        for index, record in enumerate(dicts[:limit]):
             item = mapper(record)
             with torch.no_grad():
                 image = model.preprocess_image([item])
@@ -65,21 +68,27 @@ class CachedImages:
         return ImageList(features[next(iter(features))], sizes), features, inputs
 
 
-def train_heads(cfg: CfgNode, model: nn.Module, images: CachedImages) -> dict:
-    """The heads' own forward, losses and the config's solver; returns what was watched last."""
-    model.train()
+def train_heads(
+    cfg: CfgNode, model: nn.Module, train: CachedImages, test: CachedImages, folder: Path
+) -> dict:
+    """The heads' own forward, losses and the config's solver; returns what the last update left."""
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
-    updates = cfg.SOLVER.MAX_ITER
+    updates, period = cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD
     generator = torch.Generator().manual_seed(cfg.SEED)
     order: list[int] = []
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = folder / "metrics.json"
+    metrics.unlink(missing_ok=True)
+    writer = JSONWriter(str(metrics))
     start = time.perf_counter()
     with EventStorage() as storage:
         for update in range(updates):
+            model.train()
             while len(order) < cfg.SOLVER.IMS_PER_BATCH:
-                order += torch.randperm(len(images.inputs), generator=generator).tolist()
+                order += torch.randperm(len(train.inputs), generator=generator).tolist()
             inds, order = order[: cfg.SOLVER.IMS_PER_BATCH], order[cfg.SOLVER.IMS_PER_BATCH :]
-            batch, features, inputs = images.batch(inds)
+            batch, features, inputs = train.batch(inds)
             proposals = [x["proposals"] for x in inputs]
             targets = [x["instances"] for x in inputs]
             _, losses = model.roi_heads(batch, features, proposals, targets)
@@ -89,13 +98,20 @@ def train_heads(cfg: CfgNode, model: nn.Module, images: CachedImages) -> dict:
             scheduler.step()
             for name, loss in losses.items():
                 storage.put_scalar(name, float(loss))
-            if update % _LOG_PERIOD == _LOG_PERIOD - 1 or update == updates - 1:
+            is_last = update == updates - 1
+            if is_last or (period > 0 and update % period == period - 1):
+                results = evaluate(model, test, cfg.DATASETS.TEST[0], folder)
+                for name in ("AP50", "AP50-voc07"):
+                    storage.put_scalar(f"bbox/{name}", results[name], smoothing_hint=False)
+            if is_last or update % _LOG_PERIOD == _LOG_PERIOD - 1:
                 watched = {k: h.median(_LOG_PERIOD) for k, h in storage.histories().items()}
                 shown = "  ".join(f"{k} {v:.4g}" for k, v in watched.items() if "roi_head" not in k)
                 pace = (time.perf_counter() - start) / (update + 1)
                 logger.info(f"update {update + 1}/{updates}  {pace:.2f} s/update  {shown}")
+                writer.write()
             storage.step()
-    return watched
+    writer.close()
+    return {**watched, **{name: results[name] for name in ("AP50", "AP50-voc07")}}
 
 
 def evaluate(model: nn.Module, images: CachedImages, name: str, folder: Path) -> dict:
@@ -151,21 +167,16 @@ def main() -> None:
         for name, cfg in configs.items():
             model = build(cfg, seed)
             torch.manual_seed(seed)  # the same windows for all
-            start = time.perf_counter()
             try:
-                watched = train_heads(cfg, model, train)
+                found = train_heads(cfg, model, train, test, Path(args.output) / f"{name}-{seed}")
             except FloatingPointError as error:
                 logger.warning(f"{name} seed {seed} diverged: {error}")
                 rows.append([name, seed])
                 continue
-            seconds = (time.perf_counter() - start) / cfg.SOLVER.MAX_ITER
-            folder = Path(args.output) / f"{name}-{seed}"
-            results = evaluate(model, test, first.DATASETS.TEST[0], folder)
-            minibatch = watched.get("map/minibatch_map", float("nan"))
-            row = [name, seed, results["AP50"], results["AP50-voc07"], 100 * minibatch, seconds]
-            rows.append(row)
-            logger.info(f"{name} seed {seed}: AP50 {results['AP50']:.2f}")
-    headers = ["config", "seed", "AP50", "AP50, 11 points", "minibatch mAP", "s/update"]
+            minibatch = found.get("map/minibatch_map", float("nan"))
+            rows.append([name, seed, found["AP50"], found["AP50-voc07"], 100 * minibatch])
+            logger.info(f"{name} seed {seed}: AP50 {found['AP50']:.2f}")
+    headers = ["config", "seed", "AP50", "AP50, 11 points", "minibatch mAP"]
     print(tabulate(rows, headers, floatfmt=".2f"))
 
 

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import itertools
 import math
 
 import pytest
@@ -15,6 +16,7 @@ from maploss.layers import (
 )
 
 LEVELS = ["exact", "label_aware", "paper", "none"]
+STEPS = {"estimator": "mee", "transitivity": "exact"}
 
 
 def random_batch(seed: int = 0, num_classes: int = 4, dtype=torch.float32) -> dict:
@@ -86,16 +88,15 @@ SETTINGS = [
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_each_setting_reaches_the_layer_it_is_for(settings):
     batch = random_batch(dtype=torch.float64)
-    _, gradient, _ = loss_and_gradient(batch, **settings)
+    _, gradient, _ = loss_and_gradient(batch, **{**STEPS, **settings})
     full = {
         "ap_type": "area",
         "nms_thresh": 0.3,
         "match_iou_thresh": 0.5,
-        "estimator": "mee",
+        **STEPS,
         "min_delta": 0.5,
-        "transitivity": "exact",
         "pairing": "paired",
-        "eps": 0.01,
+        "eps": 1.0,
         **settings,
     }
     expected, total = torch.zeros_like(gradient), 0.0
@@ -120,28 +121,50 @@ def test_each_setting_reaches_the_layer_it_is_for(settings):
         total += float(steps.value) / 4
     torch.testing.assert_close(gradient, expected / (4 * (total + full["eps"])))
     if settings:
-        assert not torch.allclose(gradient, loss_and_gradient(batch)[1])
+        assert not torch.allclose(gradient, loss_and_gradient(batch, **STEPS)[1])
 
 
-def test_pairs_are_those_of_the_windows_that_nms_keeps():
+@pytest.mark.parametrize("transitivity", ["label_aware", "none"])
+def test_pairs_are_those_of_the_windows_after_nms(transitivity):
     batch = random_batch(dtype=torch.float64)
-    _, gradient, stats = loss_and_gradient(batch, estimator="pairs", margin=0.5, eps=0.01)
+    settings = {"estimator": "pairs", "margin": 0.5, "transitivity": transitivity}
+    _, gradient, stats = loss_and_gradient(batch, **settings, eps=0.01)
     mine = batch["gt_classes"] == 0
     matched = match_detections(
         batch["boxes"], batch["image_ids"], batch["gt_boxes"][mine], batch["gt_image_ids"][mine]
     )
     scores = batch["scores"][:, 0]
     kept = nms_record(batch["boxes"], scores, batch["image_ids"], 0.3).is_kept
-    expected = torch.zeros(120, dtype=torch.float64)
-    expected[kept] = -pair_gradient(scores[kept], matched[kept], int(mine.sum()), 0.5)
+    expected = -pair_gradient(
+        scores, matched, int(mine.sum()), kept, margin=0.5, transitivity=transitivity
+    )
     torch.testing.assert_close(gradient[:, 0], expected / (4 * (stats.map + 0.01)))
     assert gradient.any()
     assert gradient.sum(0).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("transitivity", LEVELS)
-@pytest.mark.parametrize("estimator", ["mee", "sde", "pairs"])
-def test_a_step_against_the_gradient_raises_map(transitivity, estimator):
+def test_pairs_know_two_levels_of_transitivity():
+    with pytest.raises(ValueError, match=r"transitivity of estimator 'pairs'.*got 'exact'"):
+        map_loss(**random_batch(), estimator="pairs", transitivity="exact")
+
+
+def test_the_sums_of_the_gradient_are_told_for_each_class():
+    batch = random_batch(dtype=torch.float64)
+    _, gradient, stats = loss_and_gradient(batch, **STEPS, pairing="none")
+    torch.testing.assert_close(stats.up_per_class, (-gradient).clamp(min=0).sum(0))
+    torch.testing.assert_close(stats.down_per_class, gradient.clamp(min=0).sum(0))
+    assert (stats.up_per_class[:3] > 0).all()
+    assert stats.up_per_class[3] == stats.down_per_class[3] == 0
+
+
+@pytest.mark.parametrize(
+    ("estimator", "transitivity"),
+    [
+        *itertools.product(["mee", "sde"], LEVELS),
+        *itertools.product(["pairs"], ["label_aware", "none"]),
+    ],
+)
+def test_a_step_against_the_gradient_raises_map(estimator, transitivity):
     batch = random_batch(1, dtype=torch.float64)
     before = None
     for _ in range(40):
@@ -154,7 +177,7 @@ def test_a_step_against_the_gradient_raises_map(transitivity, estimator):
 
 
 def test_the_paired_gradient_of_each_class_sums_to_zero():
-    _, gradient, _ = loss_and_gradient(random_batch(dtype=torch.float64), pairing="paired")
+    _, gradient, _ = loss_and_gradient(random_batch(dtype=torch.float64), **STEPS, pairing="paired")
     assert gradient.abs().sum() > 0.1
     assert gradient.sum(0).abs().max() < 1e-12
 
@@ -234,7 +257,8 @@ def hard_batches() -> dict[str, dict]:
 @pytest.mark.parametrize("pairing", ["none", "paired"])
 def test_loss_and_gradient_stay_finite(name, transitivity, pairing):
     batch = hard_batches()[name]
-    for estimator in ("mee", "sde", "pairs"):
+    estimators = ["mee", "sde", *(["pairs"] if transitivity in ("label_aware", "none") else [])]
+    for estimator in estimators:
         loss, gradient, stats = loss_and_gradient(
             batch, transitivity=transitivity, pairing=pairing, estimator=estimator
         )
@@ -251,7 +275,7 @@ def test_loss_and_gradient_stay_finite(name, transitivity, pairing):
 def test_the_fourth_power_of_huge_scores_stays_finite(scale):
     batch = random_batch()
     scores = (batch.pop("scores") * scale).requires_grad_()
-    losses, _ = MAPLoss()(scores, **batch)
+    losses, _ = MAPLoss(score_reg_weight=1e-5)(scores, **batch)
     sum(losses.values()).backward()
     assert all(loss.isfinite() for loss in losses.values())
     assert scores.grad.isfinite().all()
@@ -313,8 +337,9 @@ def test_the_module_refuses_unknown_settings_when_it_is_built(setting, says):
 @pytest.mark.parametrize("transitivity", LEVELS)
 def test_cuda_gives_what_the_cpu_gives(transitivity):
     batch = random_batch(dtype=torch.float64)
-    loss, gradient, _ = loss_and_gradient(batch, transitivity=transitivity)
+    settings = {"estimator": "mee", "transitivity": transitivity}
+    loss, gradient, _ = loss_and_gradient(batch, **settings)
     on_cuda = {k: v.cuda() for k, v in batch.items()}
-    cuda_loss, cuda_gradient, _ = loss_and_gradient(on_cuda, transitivity=transitivity)
+    cuda_loss, cuda_gradient, _ = loss_and_gradient(on_cuda, **settings)
     torch.testing.assert_close(cuda_loss.cpu(), loss)
     torch.testing.assert_close(cuda_gradient.cpu(), gradient)

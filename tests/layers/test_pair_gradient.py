@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import sys
+
 import pytest
 import torch
 from maploss.layers import average_precision, pair_gradient
@@ -74,3 +76,78 @@ def test_more_objects_than_there_are_is_an_error(num_gt):
 def test_a_margin_that_is_not_above_0_is_named():
     with pytest.raises(ValueError, match=r"margin.*got -1"):
         pair_gradient(torch.zeros(2), torch.tensor([0, -1]), 1, margin=-1.0)
+
+
+def hidden_list(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A random list of which two thirds are hidden, each object kept at most once."""
+    generator = torch.Generator().manual_seed(seed)
+    scores, matched = random_list(seed, 40)
+    is_kept = torch.rand(40, generator=generator) < 0.35
+    return scores, matched, is_kept
+
+
+def slow_gradient(scores, matched, num_gt, is_kept, margin) -> torch.Tensor:
+    """The definition, one pair at a time."""
+    kept = [i for i in scores.argsort(descending=True).tolist() if is_kept[i] and matched[i] > -2]
+    tps, fps = {}, []
+    for i in kept:
+        gt = int(matched[i])
+        if gt >= 0 and gt not in tps:
+            tps[gt] = i
+        else:
+            fps.append(i)
+    gradient = torch.zeros_like(scores)
+    hidden = [i for i in range(len(scores)) if not is_kept[i] and matched[i] >= 0]
+    for i in [*tps.values(), *hidden]:
+        others = [t for gt, t in tps.items() if gt != int(matched[i])]
+        above = {
+            j: min(max(float(scores[j] - scores[i]) / (2 * margin) + 0.5, 0.0), 1.0) for j in fps
+        }
+        rank = 1 + sum(bool(scores[t] > scores[i]) for t in others) + sum(above.values())
+        for j in fps:
+            gradient[i] += above[j] / (num_gt * rank)
+            gradient[j] -= above[j] / (num_gt * rank)
+    return gradient
+
+
+@pytest.mark.parametrize("margin", [0.05, 1.0])
+def test_hidden_windows_over_objects_are_pushed_as_by_the_definition(margin):
+    for seed in range(30):
+        scores, matched, is_kept = hidden_list(seed)
+        gradient = pair_gradient(scores, matched, 6, is_kept, margin=margin)
+        expected = slow_gradient(scores, matched, 6, is_kept, margin)
+        torch.testing.assert_close(gradient, expected)
+        assert (gradient[~is_kept & (matched >= 0)] > 0).any()
+        assert not gradient[~is_kept & (matched < 0)].any()
+        assert float(gradient.sum().abs()) < 1e-12
+
+
+def test_without_transitivity_it_is_that_of_the_kept_windows_alone():
+    for seed in range(10):
+        scores, matched, is_kept = hidden_list(seed)
+        gradient = pair_gradient(scores, matched, 6, is_kept, transitivity="none")
+        assert not gradient[~is_kept].any()
+        alone = pair_gradient(scores[is_kept], matched[is_kept], 6)
+        torch.testing.assert_close(gradient[is_kept], alone)
+
+
+def test_an_object_hidden_by_a_false_positive_is_pushed_over_it():
+    # NMS keeps one window, which is no match, and hides a match.
+    scores, matched = torch.tensor([2.0, 1.0]), torch.tensor([-1, 0])
+    is_kept = torch.tensor([True, False])
+    assert pair_gradient(scores, matched, 1, is_kept, margin=0.1).tolist() == [-0.5, 0.5]
+
+
+def test_many_windows_are_taken_in_parts_with_the_same_result(monkeypatch):
+    scores, matched, is_kept = hidden_list(3)
+    whole = pair_gradient(scores, matched, 6, is_kept)
+    monkeypatch.setattr(sys.modules["maploss.layers.pair_gradient"], "_BLOCK", 3)
+    torch.testing.assert_close(pair_gradient(scores, matched, 6, is_kept), whole)
+
+
+def test_an_unknown_transitivity_or_a_wrong_mask_is_named():
+    scores, matched = torch.zeros(2), torch.tensor([0, -1])
+    with pytest.raises(ValueError, match=r"transitivity.*label_aware, none, got 'exact'"):
+        pair_gradient(scores, matched, 1, transitivity="exact")
+    with pytest.raises(ValueError, match=r"is_kept: expected shape \(2,\), got \(3,\)"):
+        pair_gradient(scores, matched, 1, torch.ones(3, dtype=torch.bool))

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 import torch
 from maploss.evaluation import Detections, Objects, evaluate_detections
-from maploss.visualization import draw_detection_grid, draw_pr_curves
+from maploss.visualization import draw_detection_grid, draw_metric_curves, draw_pr_curves
 
 
 @pytest.fixture
@@ -55,3 +58,32 @@ def test_grid_and_curves_are_drawn_without_any_detection_or_object(tmp_path, sce
         )
         draw_pr_curves(str(tmp_path / "curves.png"), ["a", "b"], results)
         assert cv2.imread(str(tmp_path / "curves.png")).std() > 1
+
+
+def write_metrics(folder, shift: float, names) -> Path:
+    folder.mkdir()
+    lines = [{"iteration": i, **dict.fromkeys(names, shift + i)} for i in (9, 19, 29)]
+    (folder / "metrics.json").write_text("\n".join(json.dumps(line) for line in lines))
+    return folder / "metrics.json"
+
+
+def test_metric_curves_have_a_panel_for_each_thing_logged(tmp_path):
+    softmax = [write_metrics(tmp_path / f"s-{i}", i, ["bbox/AP50"]) for i in (1, 2)]
+    names = ["bbox/AP50", "map/minibatch_map", "map/gradient_up", "map/gradient_down"]
+    both = {"softmax": softmax, "map": [write_metrics(tmp_path / "m-1", 3, names)]}
+    widths = []
+    for runs in ({"softmax": softmax}, both):
+        draw_metric_curves(str(tmp_path / "curves.png"), runs)
+        image = cv2.imread(str(tmp_path / "curves.png"))
+        assert image.std() > 1
+        widths.append(image.shape[1])
+    assert widths[1] == pytest.approx(3 * widths[0], abs=3)
+
+
+def test_metric_curves_without_a_curve_or_of_another_file_are_refused(tmp_path):
+    empty = write_metrics(tmp_path / "e-1", 0, ["time"])
+    with pytest.raises(ValueError, match="No curve"):
+        draw_metric_curves(str(tmp_path / "curves.png"), {"e": [empty]})
+    empty.write_text("no json")
+    with pytest.raises(ValueError, match=r"metrics\.json: expected one JSON"):
+        draw_metric_curves(str(tmp_path / "curves.png"), {"e": [empty]})

@@ -14,12 +14,15 @@ from detectron2.config import CfgNode
 
 
 def add_maploss_config(cfg: CfgNode) -> None:
-    """Adds MODEL.MAP_LOSS, SOLVER.OPTIMIZER and the backbones' keys to a Detectron2 config."""
+    """Adds this project's keys to a Detectron2 config."""
     _add_map_loss(cfg)
     _add_backbones(cfg)
     # "SGD" (paper, section 4.1) or "AdamW". The size of the mAP loss's gradient says little about
     # the step to take; AdamW makes steps of a size of their own.
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # A user's own data sets: dictionaries with NAME, FORMAT, ROOT, SPLIT and CLASSES, see
+    # `register_declared_datasets`.
+    cfg.DATASETS.DECLARED = []
 
 
 def _add_map_loss(cfg: CfgNode) -> None:
@@ -30,17 +33,17 @@ def _add_map_loss(cfg: CfgNode) -> None:
     cfg.MODEL.MAP_LOSS.AP_TYPE = "auto"
     # IoU, in [0, 1], above which a window matches an object (paper, section 2.2: .5).
     cfg.MODEL.MAP_LOSS.MATCH_IOU_THRESH = 0.5
-    # What the gradient is made of: the nearest steps of AP, by "mee" (mean envelope) or "sde"
-    # (symmetric difference) (paper, section 4.3; MEE is a bit better in its Table 1), or "pairs":
-    # all true and false positives that NMS keeps in the wrong order (this project, after AP Loss).
-    # MIN_DELTA, TRANSITIVITY and PAIRING are for the first two, MARGIN is for "pairs".
-    cfg.MODEL.MAP_LOSS.ESTIMATOR = "mee"
+    # What the gradient is made of. "pairs": all true and false positives in the wrong order (this
+    # project, after AP Loss). "mee" (mean envelope) or "sde" (symmetric difference): the nearest
+    # steps of AP (paper, section 4.3; MEE is a bit better in its Table 1). MARGIN is for "pairs",
+    # MIN_DELTA and PAIRING are for the other two.
+    cfg.MODEL.MAP_LOSS.ESTIMATOR = "pairs"
     # Least distance to a step in units of score, for SDE and where one of the two steps is missing
     # (paper, section 4.3, gives no value).
     cfg.MODEL.MAP_LOSS.MIN_DELTA = 0.5
     # What a window suppressed by NMS gets: "none", "paper" (section 4.4), or this project's
-    # "label_aware" and "exact".
-    cfg.MODEL.MAP_LOSS.TRANSITIVITY = "exact"
+    # "label_aware" and "exact". ESTIMATOR "pairs" has "none" and "label_aware".
+    cfg.MODEL.MAP_LOSS.TRANSITIVITY = "label_aware"
     # "none": the slope goes to the window that moves (paper). "paired": and, with the opposite
     # sign, to the window that it passes, so that the gradient of a class sums to zero (this
     # project).
@@ -51,11 +54,13 @@ def _add_map_loss(cfg: CfgNode) -> None:
     # (paper, section 4.5; no value given); 1 / units of score; 0 = off. Not to be confused with
     # SOLVER.CLIP_GRADIENTS, which clips the gradients of parameters.
     cfg.MODEL.MAP_LOSS.GRAD_CLIP = 0.0
-    # eps in -log(mAP + eps), in units of AP (paper, section 4.5; no value given).
-    cfg.MODEL.MAP_LOSS.EPS = 0.01
+    # eps in -log(mAP + eps), in units of AP (paper, section 4.5; no value given). As large as 1,
+    # the size of the gradient hardly depends on the minibatch's mAP, much as without the log.
+    cfg.MODEL.MAP_LOSS.EPS = 1.0
     # Weight of the sum of the fourth powers of all scores, 1 / (units of score)^4 (paper,
     # section 4.5; no value given). It sums over windows and classes: more windows, more weight.
-    cfg.MODEL.MAP_LOSS.SCORE_REG_WEIGHT = 1e-5
+    # 0 = off.
+    cfg.MODEL.MAP_LOSS.SCORE_REG_WEIGHT = 0.0
 
 
 def _add_backbones(cfg: CfgNode) -> None:

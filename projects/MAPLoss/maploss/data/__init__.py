@@ -2,6 +2,7 @@
 """Data sets, proposals, and the mapper from dataset dicts to the model's input."""
 
 from .builtin import register_builtin_datasets
+from .declared import register_declared_datasets
 from .mapper import MAPDatasetMapper
 from .proposals import proposal_files_for
 from .shapes import shapes_proposal_file
@@ -12,6 +13,7 @@ __all__ = [
     "load_voc",
     "proposal_files_for",
     "register_builtin_datasets",
+    "register_declared_datasets",
     "register_voc",
     "shapes_proposal_file",
 ]

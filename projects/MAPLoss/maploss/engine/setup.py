@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
+from ..data.declared import register_declared_datasets
 from ..data.proposals import proposal_files_for
 
 logger = logging.getLogger(__name__)
@@ -17,6 +18,7 @@ def prepare_config(cfg: CfgNode, *, eval_only: bool) -> None:
     """
     Fits the config of a run to the machine and to its data sets; changes `cfg`.
 
+    - The data sets of DATASETS.DECLARED are registered.
     - MODEL.DEVICE becomes "cpu" where it asks for CUDA and there is none.
     - DATASETS.PROPOSAL_FILES_TRAIN (unless `eval_only`) and _TEST are filled for data sets that
       make their own windows; files that are given are checked.
@@ -24,8 +26,9 @@ def prepare_config(cfg: CfgNode, *, eval_only: bool) -> None:
     Raises:
         ValueError: no data set to train on, or to evaluate where that is all;
             MODEL.ROI_HEADS.NUM_CLASSES not that of the data sets; layers are frozen in training,
-            but there are no weights for them.
+            but there are no weights for them; a wrong entry of DATASETS.DECLARED.
     """
+    register_declared_datasets(cfg.DATASETS.DECLARED)
     if not eval_only:
         _check_training(cfg)
     elif not cfg.DATASETS.TEST:

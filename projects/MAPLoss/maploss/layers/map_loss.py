@@ -15,7 +15,7 @@ from .checks import check_choice, check_int64, check_scores, check_shape
 from .match_detections import match_detections
 from .nms_ap_steps import TRANSITIVITIES, nms_ap_steps
 from .nms_record import find_overlaps, nms_record
-from .pair_gradient import pair_gradient
+from .pair_gradient import PAIR_TRANSITIVITIES, pair_gradient
 from .pseudo_gradient import ESTIMATORS as STEP_ESTIMATORS
 from .pseudo_gradient import PAIRINGS, pseudo_gradient
 
@@ -28,12 +28,15 @@ class MAPLossStats(NamedTuple):
     What is watched, not minimised.
 
     map: 0-d, mAP of the minibatch over all K classes. ap_per_class: (K,), nan for classes without
-    an object. nonzero_share, clipped_share: 0-d, of the R * K scores, how many have a gradient, and
-    how many one that was clipped.
+    an object. up_per_class, down_per_class: (K,), what pushes scores up and what pushes them down,
+    each summed over windows (0 or more). nonzero_share, clipped_share: 0-d, of the R * K scores,
+    how many have a gradient, and how many one that was clipped.
     """
 
     map: torch.Tensor
     ap_per_class: torch.Tensor
+    up_per_class: torch.Tensor
+    down_per_class: torch.Tensor
     nonzero_share: torch.Tensor
     clipped_share: torch.Tensor
 
@@ -66,13 +69,13 @@ def map_loss(
     ap_type: str = "area",
     nms_thresh: float = 0.3,
     match_iou_thresh: float = 0.5,
-    estimator: str = "mee",
+    estimator: str = "pairs",
     min_delta: float = 0.5,
-    transitivity: str = "exact",
+    transitivity: str = "label_aware",
     pairing: str = "paired",
     margin: float = 1.0,
     grad_clip: float | None = None,
-    eps: float = 0.01,
+    eps: float = 1.0,
 ) -> tuple[torch.Tensor, MAPLossStats]:
     """
     -log(mAP + eps) with mAP = sum of AP over the classes present / K, AP taken after NMS.
@@ -80,7 +83,7 @@ def map_loss(
     The gradient by a score is -PPD / (K (mAP + eps)), PPD the pseudo partial derivative of its
     class's AP, each clipped to [-grad_clip, grad_clip] (Henderson & Ferrari 2016, sections 4.3 to
     4.5). Classes without an object in the minibatch get none. Estimators "mee" and "sde" are the
-    paper's; "pairs" takes :func:`pair_gradient` of the kept windows for the PPD.
+    paper's; "pairs", this project's own, takes :func:`pair_gradient` for the PPD.
 
     Args:
         scores: (R, K) raw class scores, float32 or float64, without background. boxes: (R, 4) XYXY
@@ -88,9 +91,10 @@ def map_loss(
             gt_image_ids: (G,) int64. gt_difficult: (G,) bool or 0/1, None means that none is.
         ap_type: "area", "voc07" or "coco101". nms_thresh: IoU over which windows suppress each
             other. match_iou_thresh: IoU over which a window is matched to an object. estimator:
-            "mee", "sde" or "pairs". min_delta, transitivity, pairing: for "mee" and "sde", see
-            :func:`pseudo_gradient` and :func:`nms_ap_steps`. margin: for "pairs", see
-            :func:`pair_gradient`. grad_clip: None for no clipping. eps: above 0.
+            "mee", "sde" or "pairs". transitivity: what windows that NMS suppresses get, see
+            :func:`nms_ap_steps` for "mee" and "sde", :func:`pair_gradient` for "pairs". min_delta,
+            pairing: for "mee" and "sde", see :func:`pseudo_gradient`. margin: for "pairs".
+            grad_clip: None for no clipping. eps: above 0.
 
     Returns:
         The loss, 0-d of the scores' dtype, and :class:`MAPLossStats`.
@@ -127,9 +131,17 @@ def map_loss(
         num_gt = int((~mine.is_difficult).sum())
         if estimator == "pairs":
             is_kept = nms_record(boxes, detached[c], image_ids, nms_thresh, overlaps).is_kept
-            kept, gt = detached[c, is_kept], matched_gt[is_kept]
-            ap_per_class[c] = average_precision(kept.double(), gt, num_gt, ap_type)
-            ppd[c, is_kept] = pair_gradient(kept, gt, num_gt, margin)
+            ap_per_class[c] = average_precision(
+                detached[c, is_kept].double(), matched_gt[is_kept], num_gt, ap_type
+            )
+            ppd[c] = pair_gradient(
+                detached[c],
+                matched_gt,
+                num_gt,
+                is_kept,
+                margin=margin,
+                transitivity=transitivity,
+            )
         else:
             steps = nms_ap_steps(
                 detached[c],
@@ -152,9 +164,10 @@ def map_loss(
     if grad_clip is not None:
         clipped_share = _share(gradient.abs() > grad_clip)
         gradient = gradient.clamp(-grad_clip, grad_clip)
+    up, down = gradient.clamp(max=0).sum(0).neg(), gradient.clamp(min=0).sum(0)
     value = -torch.log(mean_ap + eps).to(scores.dtype)
     loss = _WithGradient.apply(scores, value, gradient)
-    return loss, MAPLossStats(mean_ap, ap_per_class, nonzero_share, clipped_share)
+    return loss, MAPLossStats(mean_ap, ap_per_class, up, down, nonzero_share, clipped_share)
 
 
 class MAPLoss(torch.nn.Module):
@@ -176,14 +189,14 @@ class MAPLoss(torch.nn.Module):
         ap_type: str = "area",
         nms_thresh: float = 0.3,
         match_iou_thresh: float = 0.5,
-        estimator: str = "mee",
+        estimator: str = "pairs",
         min_delta: float = 0.5,
-        transitivity: str = "exact",
+        transitivity: str = "label_aware",
         pairing: str = "paired",
         margin: float = 1.0,
         grad_clip: float | None = None,
-        eps: float = 0.01,
-        score_reg_weight: float = 1e-5,
+        eps: float = 1.0,
+        score_reg_weight: float = 0.0,
     ) -> None:
         super().__init__()
         if not 0 <= score_reg_weight < math.inf:
@@ -253,7 +266,8 @@ def _check_settings(
 ) -> None:
     check_choice("ap_type", ap_type, AP_TYPES)
     check_choice("estimator", estimator, ESTIMATORS)
-    check_choice("transitivity", transitivity, TRANSITIVITIES)
+    levels = PAIR_TRANSITIVITIES if estimator == "pairs" else TRANSITIVITIES
+    check_choice(f"transitivity of estimator {estimator!r}", transitivity, levels)
     check_choice("pairing", pairing, PAIRINGS)
     for name, thresh in (("nms_thresh", nms_thresh), ("match_iou_thresh", match_iou_thresh)):
         if not 0 <= thresh <= 1:

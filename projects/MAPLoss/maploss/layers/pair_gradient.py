@@ -1,21 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The error-driven gradient of AP: all pairs in the wrong order instead of the nearest steps.
+The error-driven gradient of AP after NMS: all pairs in the wrong order, not the nearest steps.
 
-Shape letters: D detections of one class, M true positives, F false positives.
+Shape letters: R windows of one class, P of them over an object, F false positives that NMS keeps.
 """
 
 import torch
 
 from .average_precision import check_detections, rank_detections
+from .checks import check_choice, check_shape
+
+# Rows of the matrix of pairs computed at once.
+_BLOCK = 1024
+
+PAIR_TRANSITIVITIES = ("label_aware", "none")
 
 
 @torch.no_grad()
 def pair_gradient(
-    scores: torch.Tensor, matched_gt: torch.Tensor, num_gt: int, margin: float = 1.0
+    scores: torch.Tensor,
+    matched_gt: torch.Tensor,
+    num_gt: int,
+    is_kept: torch.Tensor | None = None,
+    *,
+    margin: float = 1.0,
+    transitivity: str = "label_aware",
 ) -> torch.Tensor:
     """
-    What raises AP, as one push apart for each pair of a true and a false positive.
+    What raises AP after NMS, as one push apart for each pair of a true and a false positive.
 
     Without interpolation, 1 - AP is a sum over such pairs: the precision at true positive i lacks
     1 / rank_i for each false positive above it. With H(x) = clamp(x / (2 margin) + 1/2, 0, 1)
@@ -26,31 +38,50 @@ def pair_gradient(
     the error-driven update of AP Loss (Chen et al., "Towards Accurate One-Stage Object Detection
     with AP-Loss", CVPR 2019), here of one class and of what NMS keeps. It sums to zero.
 
+    NMS keeps one window of an object and hides the others, whichever they are. With
+    `transitivity` "label_aware" (this project's own) each window over an object that NMS suppresses
+    is pushed as well, at its own score, as the true positive that it would be if it were kept: i
+    runs over these too, and rank_i counts the true positives of the other objects. Hidden
+    windows over no object still get nothing: they cannot lower AP from where they are.
+
     Args:
-        scores: (D,) float. matched_gt: (D,) int64, index of the object matched, -1 for none, -2 for
-            a difficult object. num_gt: objects without the difficult ones. margin: in units of the
-            scores, above 0; a true positive is safe from false positives so far below it.
+        scores: (R,) float. matched_gt: (R,) int64, index of the object matched, -1 for none, -2 for
+            a difficult object. num_gt: objects without the difficult ones. is_kept: (R,) bool, what
+            NMS keeps; None means all. margin: in units of the scores, above 0; a true positive is
+            safe from false positives so far below it. transitivity: "label_aware" or "none".
 
     Returns:
-        (D,) of the scores' dtype: the direction in which AP rises.
+        (R,) of the scores' dtype: the direction in which AP rises.
 
     Raises:
-        ValueError, TypeError: a wrong shape or dtype, a margin not above 0.
+        ValueError, TypeError: a wrong shape or dtype, a margin not above 0, an unknown name.
         FloatingPointError: a score that is not finite.
     """
     check_detections(scores, matched_gt, num_gt)
+    check_choice("transitivity", transitivity, PAIR_TRANSITIVITIES)
     if not margin > 0:
         raise ValueError(f"margin: expected more than 0, got {margin}")
+    if is_kept is None:
+        is_kept = torch.ones_like(matched_gt, dtype=torch.bool)
+    check_shape("is_kept", is_kept, (len(scores),))
     gradient = torch.zeros_like(scores)
-    ranked = rank_detections(scores, matched_gt)
-    tps, fps = ranked.order[ranked.is_tp], ranked.order[~ranked.is_tp]
+    kept = is_kept.nonzero().squeeze(1)
+    ranked = rank_detections(scores[kept], matched_gt[kept])
+    tps, fps = kept[ranked.order[ranked.is_tp]], kept[ranked.order[~ranked.is_tp]]
     if len(tps) > num_gt:
         raise ValueError(f"num_gt: expected at least the {len(tps)} objects detected, got {num_gt}")
-    if not len(tps) or not len(fps):
+    pushed = tps
+    if transitivity == "label_aware":
+        pushed = torch.cat([tps, (~is_kept & (matched_gt >= 0)).nonzero().squeeze(1)])
+    if not len(pushed) or not len(fps):
         return gradient
-    above = (scores[fps] - scores[tps][:, None]).div_(2 * margin).add_(0.5).clamp_(0, 1)
-    rank = torch.arange(1, len(tps) + 1, device=scores.device) + above.sum(1)
-    weights = above.div_(num_gt * rank[:, None])
-    gradient[tps] = weights.sum(1)
-    gradient[fps] = -weights.sum(0)
+    for some in pushed.split(_BLOCK):
+        is_better = (scores[tps] > scores[some][:, None]) & (
+            matched_gt[tps] != matched_gt[some][:, None]
+        )
+        above = (scores[fps] - scores[some][:, None]).div_(2 * margin).add_(0.5).clamp_(0, 1)
+        rank = 1 + is_better.sum(1) + above.sum(1)
+        weights = above.div_(num_gt * rank[:, None])
+        gradient[some] = weights.sum(1)
+        gradient[fps] -= weights.sum(0)
     return gradient

@@ -212,6 +212,8 @@ class MAPOutputLayers(WindowOutputLayers):
         largest_score = outputs.detach().abs().max() if outputs.numel() else outputs.new_zeros(())
         watched = {
             "map/minibatch_map": stats.map,
+            "map/gradient_up": stats.up_per_class.sum(),
+            "map/gradient_down": stats.down_per_class.sum(),
             "map/nonzero_share": stats.nonzero_share,
             "map/clipped_share": stats.clipped_share,
             "map/largest_score": largest_score,

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of an evaluation, drawn with matplotlib without a display."""
+"""Pictures of training and evaluation, drawn with matplotlib without a display."""
 
 from .detection_grid import draw_detection_grid
+from .metric_curves import draw_metric_curves
 from .pr_curves import draw_pr_curves
 
-__all__ = ["draw_detection_grid", "draw_pr_curves"]
+__all__ = ["draw_detection_grid", "draw_metric_curves", "draw_pr_curves"]

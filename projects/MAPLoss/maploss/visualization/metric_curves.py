@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What training wrote into metrics.json, as curves of several runs side by side."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+# Title of the panel, and its curves: name in metrics.json, factor, line style.
+_PANELS = (
+    ("AP50 on test images, %", (("bbox/AP50", 1.0, "-"),)),
+    ("mAP of the minibatch, %", (("map/minibatch_map", 100.0, "-"),)),
+    (
+        "gradient by the scores: up (line), down (dashes)",
+        (("map/gradient_up", 1.0, "-"), ("map/gradient_down", 1.0, "--")),
+    ),
+)
+
+
+def draw_metric_curves(path: str, runs: Mapping[str, Sequence[Path]]) -> None:
+    """
+    Draws test AP50, mAP of the minibatch and the sums of the gradient over iterations.
+
+    A line is the mean of the runs of one label, the band from the least to the greatest of them.
+    Panels that no run has anything for are left out.
+
+    Args:
+        path: where the PNG is written. runs: for each label the metrics.json of its runs, which
+            logged at the same iterations.
+
+    Raises:
+        ValueError: no run has any of the curves, or a file is not one JSON object a line.
+    """
+    logs = {label: [_read(file) for file in files] for label, files in runs.items()}
+    found = {name for log in logs.values() for lines in log for line in lines for name in line}
+    panels = [p for p in _PANELS if any(name in found for name, _, _ in p[1])]
+    if not panels:
+        raise ValueError(f"No curve to draw in {[str(f) for fs in runs.values() for f in fs]}")
+    figure = Figure(figsize=(4.4 * len(panels), 3.6), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    colors = colormaps["tab10"].colors
+    all_axes = np.atleast_1d(figure.subplots(1, len(panels)))
+    for axes, (title, curves) in zip(all_axes, panels, strict=True):
+        for i, log in enumerate(logs.values()):
+            for name, factor, style in curves:
+                _draw(axes, log, name, factor, style, colors[i % len(colors)])
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_xlabel("updates")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="0.93", linewidth=0.8)
+        if "gradient" in title:
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
+    handles = [
+        axes.plot([], [], color=colors[i % len(colors)], label=label)[0]
+        for i, label in enumerate(logs)
+    ]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=min(len(logs), 6), frameon=False
+    )
+    figure.savefig(path)
+
+
+def _read(path: Path) -> list[dict]:
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except ValueError as error:
+        raise ValueError(f"{path}: expected one JSON object a line ({error})") from error
+
+
+def _draw(
+    axes: Axes, log: list[list[dict]], name: str, factor: float, style: str, color: tuple
+) -> None:
+    """One curve of one label: what several runs logged at the same iteration is averaged."""
+    values: dict[int, list[float]] = {}
+    for lines in log:
+        for line in lines:
+            if name in line:
+                values.setdefault(line["iteration"] + 1, []).append(factor * line[name])
+    iterations = sorted(values)
+    if not iterations:
+        return
+    mean = [float(np.mean(values[i])) for i in iterations]
+    marker = "o" if name.startswith("bbox/") else ""
+    axes.plot(iterations, mean, style, color=color, marker=marker, markersize=3.5, linewidth=1.6)
+    if any(len(x) > 1 for x in values.values()):
+        low, high = ([f(values[i]) for i in iterations] for f in (min, max))
+        axes.fill_between(iterations, low, high, color=color, alpha=0.15, linewidth=0)

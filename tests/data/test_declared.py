@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from maploss.data import register_declared_datasets
+
+XML = """<annotation><size><width>40</width><height>30</height></size>
+<object><name>cell</name><difficult>1</difficult>
+<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>10</xmax><ymax>12</ymax></bndbox></object></annotation>"""
+
+
+@pytest.fixture
+def entry(tmp_path):
+    """A declared data set of one image; it is gone after the test."""
+    for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "Annotations/a.xml").write_text(XML)
+    (tmp_path / "ImageSets/Main/train.txt").write_text("a\n")
+    yield {
+        "NAME": "declared_in_a_test",
+        "FORMAT": "voc",
+        "ROOT": str(tmp_path),
+        "SPLIT": "train",
+        "CLASSES": ["plate", "cell"],
+    }
+    if "declared_in_a_test" in DatasetCatalog:
+        DatasetCatalog.remove("declared_in_a_test")
+        MetadataCatalog.remove("declared_in_a_test")
+
+
+def test_a_declared_folder_is_a_data_set_with_its_classes_and_its_ap(entry):
+    register_declared_datasets([entry])
+    (record,) = DatasetCatalog.get("declared_in_a_test")
+    assert record["image_id"] == "a"
+    (annotation,) = record["annotations"]
+    assert annotation["category_id"] == 1
+    assert annotation["difficult"] == 1
+    metadata = MetadataCatalog.get("declared_in_a_test")
+    assert metadata.thing_classes == ["plate", "cell"]
+    assert metadata.ap_type == "area"
+
+
+def test_declaring_again_as_a_second_run_in_one_process_does_is_fine(entry):
+    register_declared_datasets([entry])
+    register_declared_datasets([{**entry, "AP_TYPE": "voc07"}])
+    assert MetadataCatalog.get("declared_in_a_test").ap_type == "voc07"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"FORMAT": "coco"}, ValueError, "'declared_in_a_test'.*FORMAT 'voc', got 'coco'"),
+        ({"CLASSES": "cell"}, ValueError, "CLASSES.*got 'cell'"),
+        ({"CLASSES": []}, ValueError, r"CLASSES.*got \[\]"),
+        ({"CLASSES": ["a", "a"]}, ValueError, "CLASSES.*different"),
+        ({"AP_TYPE": "ap50"}, ValueError, "AP_TYPE.*'ap50'"),
+        ({"ROOT": "/no/such/folder"}, FileNotFoundError, "ROOT.*/no/such/folder"),
+        ({"NAME": "voc_2007_train"}, ValueError, "'voc_2007_train'.*taken"),
+        ({"ANNOTATIONS": "x"}, ValueError, "expected the keys.*ANNOTATIONS"),
+    ],
+)
+def test_a_wrong_entry_is_named(entry, change, error, says):
+    with pytest.raises(error, match=says):
+        register_declared_datasets([{**entry, **change}])
+
+
+def test_a_missing_key_a_name_twice_and_no_dictionary_are_named(entry):
+    with pytest.raises(ValueError, match="declared twice"):
+        register_declared_datasets([entry, entry])
+    with pytest.raises(ValueError, match=r"expected the keys.*got 'voc'"):
+        register_declared_datasets(["voc"])
+    del entry["SPLIT"]
+    with pytest.raises(ValueError, match=r"expected the keys.*SPLIT"):
+        register_declared_datasets([entry])

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from maploss.modeling import NormalizedConvFCHead
+
+
+@pytest.fixture
+def head():
+    torch.manual_seed(0)
+    return NormalizedConvFCHead(
+        ShapeSpec(channels=3, height=2, width=2), conv_dims=[], fc_dims=[8, 5]
+    )
+
+
+def test_the_size_and_the_offset_of_a_windows_features_do_not_matter(head):
+    features = torch.randn(4, 3, 2, 2)
+    scale = torch.tensor([1.0, 20.0, 300.0, 0.5])[:, None, None, None]
+    assert head(features).shape == (4, 5)
+    torch.testing.assert_close(head(features * scale + scale), head(features), atol=1e-4, rtol=1e-4)
+
+
+def test_features_without_any_spread_and_no_window_at_all_are_fine(head):
+    assert head(torch.full((2, 3, 2, 2), 7.0)).isfinite().all()
+    assert head(torch.zeros(0, 3, 2, 2)).shape == (0, 5)
+
+
+def test_a_config_names_it(tiny_cfg):
+    from detectron2.modeling.roi_heads import build_box_head
+
+    tiny_cfg.MODEL.ROI_BOX_HEAD.NAME = "NormalizedConvFCHead"
+    built = build_box_head(tiny_cfg, ShapeSpec(channels=4, height=2, width=2))
+    assert type(built) is NormalizedConvFCHead
