@@ -26,7 +26,7 @@ from maploss.engine import build_optimizer, prepare_config
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "Shapes-Detection"
 METHODS = [
     ("softmax", "softmax", []),
-    ("map, pairs", "map", []),
+    ("map", "map", []),
     *(
         (f"map, sde, {level}", "map_steps", ["MODEL.MAP_LOSS.TRANSITIVITY", level])
         for level in ("exact", "label_aware", "paper")

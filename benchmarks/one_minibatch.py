@@ -6,9 +6,10 @@ Can the loss lower itself? The mAP of one minibatch over updates on that minibat
 
 Features are pooled once from a backbone that stays as it is; only the head trains, from the same
 start, by the config's optimizer without its schedule: softmax, pairs, and the nearest steps with
-each estimator, pairing and transitivity. Prints a table in Markdown. Of the first update: what
-pushes scores up and down, summed over windows and classes; and the cosine between the change of
-scores that the gradient asked for and the one that the shared weights made of it, mean over all.
+each estimator, pairing and transitivity. SOLVER.IMS_PER_BATCH images. Prints a table in Markdown:
+mAP of the minibatch on itself; what pushes scores up and down at the first update, summed over
+windows and classes; the largest score at the end; the cosine between the change of scores that the
+gradient asked for and the one that the shared weights made of it, mean over all updates.
 """
 
 import argparse
@@ -16,14 +17,16 @@ import itertools
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_roi_heads
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
-from detectron2.utils.logger import setup_logger
 from maploss.engine import build_optimizer
 from maploss.layers.nms_ap_steps import TRANSITIVITIES
 from maploss.layers.pair_gradient import PAIR_TRANSITIVITIES
 from maploss.layers.pseudo_gradient import ESTIMATORS, PAIRINGS
 from maploss.modeling import MAPOutputLayers
+from maploss.modeling.output_layers import WindowOutputLayers
 from tabulate import tabulate
 from torch import nn
 
@@ -61,6 +64,7 @@ class OneMinibatch:
             self.windows = heads.label_and_sample_proposals(
                 [x["proposals"] for x in inputs], self.targets
             )
+        self.feature_shapes = model.backbone.output_shape()
         with torch.no_grad():
             self.pooled = heads.pooler(
                 [features[x] for x in heads.in_features], [x.proposal_boxes for x in self.windows]
@@ -68,40 +72,45 @@ class OneMinibatch:
 
     def train(self, cfg: CfgNode, updates: int) -> list[float]:
         """mAP in percent at some updates, both sums, the largest score at the end, the cosine."""
-        heads = build(cfg, cfg.SEED).roi_heads
+        torch.manual_seed(cfg.SEED)
+        heads = build_roi_heads(cfg, self.feature_shapes).train()
         predictor, optimizer = heads.box_predictor, build_optimizer(cfg, heads)
-        watcher = _watcher(cfg)
+        watcher = _watcher(cfg, heads.box_head.output_shape)
         curve, cosines, sums = [], [], [float("nan")] * 2
         before = asked = None
         for update in range(updates + 1):
             outputs = predictor(heads.box_head(self.pooled))
-            with EventStorage() as storage, torch.no_grad():
-                watcher.losses(predictor.detection_scores(outputs), self.windows, self.targets)
-                curve.append(100 * storage.latest()["map/minibatch_map"][0])
             if before is not None:
-                change = outputs.detach() - before
-                cosines.append(float(torch.cosine_similarity(change.ravel(), asked.ravel(), dim=0)))
+                change = (outputs.detach() - before).ravel()
+                cosines.append(float(torch.cosine_similarity(change, asked.ravel(), dim=0)))
+            if update % (updates // _SHOWN) == 0:
+                scores = predictor.detection_scores(outputs.detach())
+                curve.append(100 * self._losses(watcher, scores)[1]["map/minibatch_map"][0])
+            if update == updates:
+                break
             before = outputs.detach()
             outputs.retain_grad()
-            with EventStorage() as storage:
-                losses = predictor.losses(outputs, self.windows, self.targets)
+            losses, _ = self._losses(predictor, outputs)
             optimizer.zero_grad()
             sum(losses.values()).backward()
             asked = -outputs.grad
             if update == 0:
                 sums = [float(asked.clamp(min=0).sum()), float(-asked.clamp(max=0).sum())]
-            if update < updates:
-                optimizer.step()
-        shown = [curve[updates * i // _SHOWN] for i in range(_SHOWN + 1)]
-        return [*shown, *sums, float(outputs.detach().abs().max()), sum(cosines) / len(cosines)]
+            optimizer.step()
+        return [*curve, *sums, float(outputs.detach().abs().max()), sum(cosines) / len(cosines)]
+
+    def _losses(self, predictor: WindowOutputLayers, outputs: torch.Tensor) -> tuple[dict, dict]:
+        """The losses, and what they put into the event storage."""
+        with EventStorage() as storage:
+            return predictor.losses(outputs, self.windows, self.targets), storage.latest()
 
 
-def _watcher(cfg: CfgNode) -> MAPOutputLayers:
+def _watcher(cfg: CfgNode, input_shape: ShapeSpec) -> MAPOutputLayers:
     """Tells the minibatch's mAP from any scores, by the cheapest loss."""
     cfg = cfg.clone()
     cfg.merge_from_list(["MODEL.MAP_LOSS.ESTIMATOR", "pairs"])
     cfg.merge_from_list(["MODEL.MAP_LOSS.TRANSITIVITY", "none"])
-    return MAPOutputLayers(cfg, build(cfg, cfg.SEED).roi_heads.box_head.output_shape)
+    return MAPOutputLayers(cfg, input_shape)
 
 
 def main() -> None:
@@ -110,7 +119,8 @@ def main() -> None:
     parser.add_argument("--config-file", required=True)
     parser.add_argument("--updates", type=int, default=40)
     args, overrides = parser.parse_known_args()
-    setup_logger(name="maploss")
+    if args.updates <= 0 or args.updates % _SHOWN:
+        parser.error(f"--updates: expected a multiple of {_SHOWN} above 0, got {args.updates}")
     cfg = load_config(args.config_file, overrides)
     minibatch = OneMinibatch(cfg, build(cfg, cfg.SEED))
     rows = []

@@ -25,7 +25,8 @@ ROWS = [
     ("softmax", "softmax", []),
     ("softmax, AdamW", "softmax", ["SOLVER.OPTIMIZER=AdamW", "SOLVER.BASE_LR=0.003"]),
     ("softmax, 25% foreground", "softmax", ["MODEL.ROI_HEADS.POSITIVE_FRACTION=0.25"]),
-    ("map, pairs", "map", []),
+    ("map", "map", []),
+    ("map, kept windows only", "map", ["MODEL.MAP_LOSS.TRANSITIVITY=none"]),
     *(
         (
             f"map, {estimator}, {level}",
