@@ -6,8 +6,8 @@ Trains heads on a frozen backbone whose outputs are computed once: real images o
 
 All configs get the same images, windows and start; they must share the backbone and the data sets.
 Overrides at the end go to all; SOLVER.MAX_ITER is the number of updates. Prints a table and writes
-<output>/<config>-<seed>/ap.json and metrics.json (for tools/plot_metrics.py). TEST.EVAL_PERIOD
-evaluates in between.
+<output>/<config>-<seed>/ap.json, metrics.json (for tools/plot_metrics.py) and model_final.pth, from
+which train_net.py can train the backbone too. TEST.EVAL_PERIOD evaluates in between.
 """
 
 import argparse
@@ -111,6 +111,7 @@ def train_heads(
                 writer.write()
             storage.step()
     writer.close()
+    DetectionCheckpointer(model, str(folder)).save("model_final")
     return {**watched, **{name: results[name] for name in ("AP50", "AP50-voc07")}}
 
 
