@@ -2,6 +2,7 @@
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from maploss.data import register_declared_datasets
+from maploss.engine import prepare_config
 
 XML = """<annotation><size><width>40</width><height>30</height></size>
 <object><name>cell</name><difficult>1</difficult>
@@ -71,3 +72,16 @@ def test_a_missing_key_a_name_twice_and_no_dictionary_are_named(entry):
     del entry["SPLIT"]
     with pytest.raises(ValueError, match=r"expected the keys.*SPLIT"):
         register_declared_datasets([entry])
+
+
+def test_a_config_declares_one_on_the_command_line_or_in_a_file(tiny_cfg, entry, tmp_path):
+    tiny_cfg.MODEL.LOAD_PROPOSALS = False
+    tiny_cfg.MODEL.ROI_HEADS.NUM_CLASSES = 2
+    names = ["DATASETS.TRAIN", f"('{entry['NAME']}',)", "DATASETS.TEST", f"('{entry['NAME']}',)"]
+    tiny_cfg.merge_from_list([*names, "DATASETS.DECLARED", str([entry])])
+    (tmp_path / "config.yaml").write_text(tiny_cfg.dump())
+    read = tiny_cfg.clone()
+    read.merge_from_file(str(tmp_path / "config.yaml"))
+    assert read.DATASETS.DECLARED == tiny_cfg.DATASETS.DECLARED == [entry]
+    prepare_config(read, eval_only=False)
+    assert len(DatasetCatalog.get(entry["NAME"])) == 1
