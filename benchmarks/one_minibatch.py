@@ -123,6 +123,11 @@ def main() -> None:
         parser.error(f"--updates: expected a multiple of {_SHOWN} above 0, got {args.updates}")
     cfg = load_config(args.config_file, overrides)
     minibatch = OneMinibatch(cfg, build(cfg, cfg.SEED))
+    present = torch.cat([x.gt_classes[x.gt_difficult == 0] for x in minibatch.targets]).unique()
+    print(
+        f"{len(minibatch.windows)} images, {len(minibatch.pooled)} windows, {len(present)} of "
+        f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes present"
+    )
     rows = []
     for cells, keys in variants():
         variant = cfg.clone()
