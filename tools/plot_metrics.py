@@ -2,10 +2,10 @@
 """
 Draws the curves of training runs into one picture.
 
-    python tools/plot_metrics.py curves.png output/softmax-1 output/softmax-2 output/map-1 ...
+    python tools/plot_metrics.py curves.png softmax=output/softmax-1 softmax=output/softmax-2 ...
 
-Each folder has a metrics.json. Folders whose names differ only in the number at the end are seeds
-of one method.
+Each folder has a metrics.json. Those of one label are seeds of one method; without a label it is
+the folder's name without the number at its end.
 """
 
 import argparse
@@ -19,11 +19,13 @@ def main() -> None:
     """Groups the folders by name and draws."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("picture")
-    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("folders", nargs="+", metavar="[LABEL=]FOLDER")
     args = parser.parse_args()
     runs: dict[str, list[Path]] = {}
-    for folder in args.folders:
-        runs.setdefault(re.sub(r"-\d+$", "", folder.name), []).append(folder / "metrics.json")
+    for argument in args.folders:
+        label, _, folder = argument.rpartition("=")
+        label = label or re.sub(r"-\d+$", "", Path(folder).name)
+        runs.setdefault(label, []).append(Path(folder) / "metrics.json")
     draw_metric_curves(args.picture, runs)
 
 

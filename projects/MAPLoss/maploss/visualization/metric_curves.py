@@ -61,8 +61,9 @@ def draw_metric_curves(path: str, runs: Mapping[str, Sequence[Path]]) -> None:
         axes.plot([], [], color=colors[i % len(colors)], label=label)[0]
         for i, label in enumerate(logs)
     ]
+    columns = max(1, len(panels) * 48 // max(len(label) + 8 for label in logs))
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(len(logs), 6), frameon=False
+        handles=handles, loc="outside lower center", ncols=min(len(logs), columns), frameon=False
     )
     figure.savefig(path)
 
