@@ -4,7 +4,7 @@
 import os
 from collections.abc import Sequence
 
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..layers.average_precision import AP_TYPES
 from .voc import register_voc
@@ -54,7 +54,7 @@ def _register(entry: dict) -> None:
         raise ValueError(f"{where}: expected CLASSES, a list of different names, got {classes!r}")
     if not os.path.isdir(entry["ROOT"]):
         raise FileNotFoundError(f"{where}: ROOT is no folder: {entry['ROOT']}")
-    if name in MetadataCatalog and not MetadataCatalog.get(name).get("is_declared", False):
+    if name in DatasetCatalog and not MetadataCatalog.get(name).get("is_declared", False):
         raise ValueError(f"{where}: this name is taken by another data set")
     register_voc(name, entry["ROOT"], entry["SPLIT"], classes, entry["AP_TYPE"])
     MetadataCatalog.get(name).set(is_declared=True)
