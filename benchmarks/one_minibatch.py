@@ -73,7 +73,7 @@ class OneMinibatch:
     def train(self, cfg: CfgNode, updates: int) -> list[float]:
         """mAP in percent at some updates, both sums, the largest score at the end, the cosine."""
         torch.manual_seed(cfg.SEED)
-        heads = build_roi_heads(cfg, self.feature_shapes).train()
+        heads = build_roi_heads(cfg, self.feature_shapes)
         predictor, optimizer = heads.box_predictor, build_optimizer(cfg, heads)
         watcher = _watcher(cfg, heads.box_head.output_shape)
         curve, cosines, sums = [], [], [float("nan")] * 2
@@ -108,8 +108,7 @@ class OneMinibatch:
 def _watcher(cfg: CfgNode, input_shape: ShapeSpec) -> MAPOutputLayers:
     """Tells the minibatch's mAP from any scores, by the cheapest loss."""
     cfg = cfg.clone()
-    cfg.merge_from_list(["MODEL.MAP_LOSS.ESTIMATOR", "pairs"])
-    cfg.merge_from_list(["MODEL.MAP_LOSS.TRANSITIVITY", "none"])
+    cfg.MODEL.MAP_LOSS.ESTIMATOR, cfg.MODEL.MAP_LOSS.TRANSITIVITY = "pairs", "none"
     return MAPOutputLayers(cfg, input_shape)
 
 

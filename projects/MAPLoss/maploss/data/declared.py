@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..layers.average_precision import AP_TYPES
+from ..layers.checks import check_choice
 from .voc import register_voc
 
 _REQUIRED = {"NAME", "FORMAT", "ROOT", "SPLIT", "CLASSES"}
@@ -47,8 +48,7 @@ def _register(entry: dict) -> None:
     where = f"{where} {name!r}"
     if entry["FORMAT"] != "voc":
         raise ValueError(f"{where}: expected FORMAT 'voc', got {entry['FORMAT']!r}")
-    if entry["AP_TYPE"] not in AP_TYPES:
-        raise ValueError(f"{where}: expected AP_TYPE of {AP_TYPES}, got {entry['AP_TYPE']!r}")
+    check_choice(f"{where}: AP_TYPE", entry["AP_TYPE"], AP_TYPES)
     is_list = isinstance(classes, list | tuple) and all(isinstance(x, str) for x in classes)
     if not (is_list and classes and len(set(classes)) == len(classes)):
         raise ValueError(f"{where}: expected CLASSES, a list of different names, got {classes!r}")
