@@ -151,3 +151,11 @@ def test_an_unknown_transitivity_or_a_wrong_mask_is_named():
         pair_gradient(scores, matched, 1, transitivity="exact")
     with pytest.raises(ValueError, match=r"is_kept: expected shape \(2,\), got \(3,\)"):
         pair_gradient(scores, matched, 1, torch.ones(3, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("transitivity", ["label_aware", "none"])
+def test_tied_true_positives_rank_in_input_order(transitivity):
+    scores, matched = torch.tensor([1.0, 1.0, 9.0]), torch.tensor([0, 1, -1])
+    gradient = pair_gradient(scores, matched, 2, transitivity=transitivity)
+    # Ranks 2 and 3, of 2 objects.
+    assert gradient.tolist() == pytest.approx([1 / 4, 1 / 6, -1 / 4 - 1 / 6])

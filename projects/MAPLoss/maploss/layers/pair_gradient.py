@@ -42,7 +42,8 @@ def pair_gradient(
     `transitivity` "label_aware" (this project's own) each window over an object that NMS suppresses
     is pushed as well, at its own score, as the true positive that it would be if it were kept: i
     runs over these too, and rank_i counts the true positives of the other objects. Hidden
-    windows over no object still get nothing: they cannot lower AP from where they are.
+    windows over no object still get nothing: they cannot lower AP from where they are. Tied true
+    positives count in input order.
 
     Args:
         scores: (R,) float. matched_gt: (R,) int64, index of the object matched, -1 for none, -2 for
@@ -75,8 +76,9 @@ def pair_gradient(
         pushed = torch.cat([tps, (~is_kept & (matched_gt >= 0)).nonzero().squeeze(1)])
     if not len(pushed) or not len(fps):
         return gradient
+    place = torch.argsort(torch.argsort(scores, descending=True, stable=True))
     for some in pushed.split(_BLOCK):
-        is_better = (scores[tps] > scores[some][:, None]) & (
+        is_better = (place[tps] < place[some][:, None]) & (
             matched_gt[tps] != matched_gt[some][:, None]
         )
         above = (scores[fps] - scores[some][:, None]).div_(2 * margin).add_(0.5).clamp_(0, 1)
