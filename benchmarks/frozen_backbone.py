@@ -2,10 +2,11 @@
 """
 Trains heads on a frozen backbone whose outputs are computed once: real images on a CPU.
 
-    python benchmarks/frozen_backbone.py --config-file A.yaml B.yaml [--seeds 1 2 3] [KEY VALUE ...]
+    python benchmarks/frozen_backbone.py --config-file={A,B}.yaml [--seed={1,2,3}] [KEY VALUE ...]
 
-All configs get the same images, windows and start; they must share the backbone and the data sets.
-Overrides at the end go to all; SOLVER.MAX_ITER is the number of updates. Prints a table and writes
+Both options can be given several times, as the shell makes of the braces. All configs get the same
+images, windows and start; they must share the backbone and the data sets. Overrides at the end go
+to all; SOLVER.MAX_ITER is the number of updates. Prints a table and writes
 <output>/<config>-<seed>/ap.json, metrics.json (for tools/plot_metrics.py) and model_final.pth, from
 which train_net.py can train the backbone too. TEST.EVAL_PERIOD evaluates in between.
 """
@@ -153,18 +154,19 @@ def build(cfg: CfgNode, seed: int) -> nn.Module:
 def main() -> None:
     """Runs every config with every seed and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--config-file", nargs="+", required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--config-file", action="append", required=True)
+    parser.add_argument("--seed", type=int, action="append")
     parser.add_argument("--output", default="output/frozen_backbone")
     args, overrides = parser.parse_known_args()
+    seeds = args.seed or [1]
     setup_logger(args.output, name="maploss")
     configs = {Path(path).stem: load_config(path, overrides) for path in args.config_file}
     first = next(iter(configs.values()))
-    model = build(first, args.seeds[0])
+    model = build(first, seeds[0])
     train = CachedImages(first, model, first.DATASETS.TRAIN[0], is_train=True)
     test = CachedImages(first, model, first.DATASETS.TEST[0], is_train=False)
     rows = []
-    for seed in args.seeds:
+    for seed in seeds:
         for name, cfg in configs.items():
             model = build(cfg, seed)
             torch.manual_seed(seed)  # the same windows for all
