@@ -10,22 +10,22 @@ with --resume or where MODEL.WEIGHTS is empty, that checkpoint.
 """
 
 import os
+import sys
 
 import maploss  # noqa: F401 (registers the models and the data sets)
 import torch
-from detectron2.config import get_cfg
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import default_argument_parser, default_setup, default_writers, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter
 from detectron2.utils.logger import setup_logger
-from maploss.config import add_maploss_config
 from maploss.data.mapper import MAPDatasetMapper
 from maploss.engine import (
     CheckedTrainer,
     ProgressWriter,
     build_optimizer,
+    load_config,
     load_for_evaluation,
     prepare_config,
 )
@@ -73,12 +73,13 @@ class Trainer(CheckedTrainer):
 
 def setup(args):
     """The frozen config of a run, with output folder, loggers and random seed set up."""
-    cfg = get_cfg()
-    add_maploss_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    cfg = load_config(args.config_file, args.opts)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="maploss")
-    prepare_config(cfg, eval_only=args.eval_only)
+    try:
+        prepare_config(cfg, eval_only=args.eval_only)
+    except (OSError, ValueError) as error:
+        # What is wrong lies in the user's files: one line names it, a traceback would hide it.
+        sys.exit(f"error: {error}")
     cfg.freeze()
     default_setup(cfg, args)
     return cfg

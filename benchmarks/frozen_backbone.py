@@ -16,19 +16,17 @@ import logging
 import time
 from pathlib import Path
 
-import maploss  # noqa: F401 (registers the models and the data sets)
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 from detectron2.structures import ImageList
 from detectron2.utils.events import EventStorage, JSONWriter
 from detectron2.utils.logger import setup_logger
-from maploss.config import add_maploss_config
+from maploss import engine
 from maploss.data.mapper import MAPDatasetMapper
-from maploss.engine import build_optimizer, prepare_config
 from maploss.evaluation import APEvaluator
 from tabulate import tabulate
 from torch import nn
@@ -73,7 +71,7 @@ def train_heads(
     cfg: CfgNode, model: nn.Module, train: CachedImages, test: CachedImages, folder: Path
 ) -> dict:
     """The heads' own forward, losses and the config's solver; returns what the last update left."""
-    optimizer = build_optimizer(cfg, model)
+    optimizer = engine.build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
     updates, period = cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD
     generator = torch.Generator().manual_seed(cfg.SEED)
@@ -132,11 +130,8 @@ def evaluate(model: nn.Module, images: CachedImages, name: str, folder: Path) ->
 
 def load_config(path: str, overrides: list[str]) -> CfgNode:
     """The config as train_net.py prepares it; everything before the heads must be frozen."""
-    cfg = get_cfg()
-    add_maploss_config(cfg)
-    cfg.merge_from_file(path)
-    cfg.merge_from_list([*overrides, "INPUT.RANDOM_FLIP", "none"])
-    prepare_config(cfg, eval_only=False)
+    cfg = engine.load_config(path, [*overrides, "INPUT.RANDOM_FLIP", "none"])
+    engine.prepare_config(cfg, eval_only=False)
     return cfg
 
 

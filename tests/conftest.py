@@ -2,6 +2,8 @@
 """Fixtures that several folders share: a small config, and a small data set on disk."""
 
 import pickle
+import runpy
+import sys
 from pathlib import Path
 
 import cv2
@@ -15,6 +17,22 @@ from detectron2.utils.events import EventStorage
 from maploss.config import add_maploss_config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def call_tool(monkeypatch, capsys):
+    """Calls the main() of a file in tools/ with arguments: its status, output and errors."""
+
+    def call(name, *args):
+        # Its handler would go on writing to what capsys has closed.
+        monkeypatch.setattr("detectron2.utils.logger.setup_logger", lambda **_: None)
+        # By path: a checkout of Detectron2 has a package "tools" too.
+        main = runpy.run_path(str(REPOSITORY / "tools" / f"{name}.py"))["main"]
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *args])
+        status = main()
+        return status, *capsys.readouterr()
+
+    return call
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
+import os
+
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from maploss.data import register_declared_datasets
@@ -49,7 +52,9 @@ def test_declaring_again_as_a_second_run_in_one_process_does_is_fine(entry):
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
-        ({"FORMAT": "coco"}, ValueError, "'declared_in_a_test'.*FORMAT 'voc', got 'coco'"),
+        ({"FORMAT": "yolo"}, ValueError, "FORMAT 'voc' or 'coco', got.*'declared_in_a_test'"),
+        ({"FORMAT": "coco"}, ValueError, "expected the keys.*for FORMAT 'coco', got.*CLASSES"),
+        ({"SPLIT": 5}, ValueError, "'declared_in_a_test'.*SPLIT to be a string, got 5"),
         ({"CLASSES": "cell"}, ValueError, "CLASSES.*got 'cell'"),
         ({"CLASSES": []}, ValueError, r"CLASSES.*got \[\]"),
         ({"CLASSES": ["a", "a"]}, ValueError, "CLASSES.*different"),
@@ -67,11 +72,43 @@ def test_a_wrong_entry_is_named(entry, change, error, says):
 def test_a_missing_key_a_name_twice_and_no_dictionary_are_named(entry):
     with pytest.raises(ValueError, match="declared twice"):
         register_declared_datasets([entry, entry])
-    with pytest.raises(ValueError, match=r"expected the keys.*got 'voc'"):
+    with pytest.raises(ValueError, match=r"expected dictionaries.*got 'voc'"):
         register_declared_datasets(["voc"])
     del entry["SPLIT"]
     with pytest.raises(ValueError, match=r"expected the keys.*SPLIT"):
         register_declared_datasets([entry])
+
+
+@pytest.mark.parametrize(
+    ("split", "images", "json_file", "folder"),
+    [
+        ("val2017", None, "annotations/instances_val2017.json", "val2017"),
+        ("train/_annotations.coco.json", None, "train/_annotations.coco.json", "train"),
+        ("x.json", None, "x.json", ""),
+        ("labels/x.json", "pictures", "labels/x.json", "pictures"),
+    ],
+)
+def test_a_json_file_of_coco_is_found_by_name_or_path(
+    entry, tmp_path, split, images, json_file, folder
+):
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 40, "height": 30}],
+        "categories": [{"id": 1, "name": "cell"}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}],
+    }
+    (tmp_path / folder).mkdir(exist_ok=True)
+    (tmp_path / json_file).parent.mkdir(exist_ok=True)
+    (tmp_path / json_file).write_text(json.dumps(content))
+    entry = {key: entry[key] for key in ("NAME", "ROOT")} | {"FORMAT": "coco", "SPLIT": split}
+    if images is not None:
+        entry["IMAGES"] = images
+    register_declared_datasets([entry])
+    (record,) = DatasetCatalog.get(entry["NAME"])
+    assert os.path.normpath(record["file_name"]) == str(tmp_path / folder / "a.jpg")
+    assert MetadataCatalog.get(entry["NAME"]).thing_classes == ["cell"]
+    assert MetadataCatalog.get(entry["NAME"]).ap_type == "coco101"
+    with pytest.raises(FileNotFoundError, match=r"instances_none\.json|folder is none"):
+        register_declared_datasets([{**entry, "SPLIT": "none"}])
 
 
 def test_a_config_declares_one_on_the_command_line_or_in_a_file(tiny_cfg, entry, tmp_path):

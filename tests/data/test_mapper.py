@@ -77,6 +77,15 @@ def test_flag_follows_its_box_when_another_is_dropped(record):
     assert make_mapper()(record)["instances"].gt_difficult.tolist() == [1]
 
 
+def test_crowds_are_kept_as_crowds_and_as_difficult(record):
+    record["annotations"][0]["iscrowd"] = 1
+    record["annotations"][0]["difficult"] = 0
+    instances = make_mapper()(record)["instances"]
+    assert instances.gt_is_crowd.tolist()[0] == instances.gt_difficult.tolist()[0] == 1
+    assert instances.gt_is_crowd.tolist()[1] == 0
+    assert len(instances) == len(record["annotations"])
+
+
 def test_image_without_objects_gives_empty_instances(record):
     record["annotations"] = []
     instances = make_mapper()(record)["instances"]

@@ -2,25 +2,14 @@
 import logging
 import pickle
 
-import cv2
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
 from detectron2.structures import BoxMode
 from maploss.data.proposals import (
-    convert_npz,
     load_and_check,
-    proposal_files_for,
-    selective_search,
     write_proposals,
 )
-
-
-def make_image():
-    image = np.full((80, 100, 3), 200, np.uint8)
-    cv2.circle(image, (30, 40), 15, (0, 0, 200), -1)
-    cv2.rectangle(image, (60, 20), (90, 60), (20, 120, 20), -1)
-    return image
 
 
 def make_records(*image_ids):
@@ -35,30 +24,6 @@ def registered():
     DatasetCatalog.remove(name)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("MAPLOSS_CACHE", str(tmp_path / "cache"))
-
-
-def write_npz(path, ids=("a", "b", "c"), counts=(1, 0, 2)):
-    boxes = np.arange(4 * sum(counts), dtype=np.uint16).reshape(-1, 4)
-    np.savez(path, ids=np.array(ids), counts=np.array(counts, dtype=np.int32), boxes=boxes)
-    return str(path)
-
-
-def test_selective_search_finds_objects_and_repeats_itself():
-    windows = selective_search(make_image())
-    assert windows.dtype == np.float32
-    assert [60, 20, 91, 61] in windows.tolist()
-    assert len(np.unique(windows, axis=0)) == len(windows)
-    assert np.array_equal(windows, selective_search(make_image()))
-
-
-def test_unknown_mode_of_selective_search_is_an_error():
-    with pytest.raises(ValueError, match="expected 'fast' or 'quality', got 'slow'"):
-        selective_search(make_image(), mode="slow")
-
-
 def test_detectron2_reads_written_proposals_in_their_order(tmp_path, registered):
     path = str(tmp_path / "p.pkl")
     windows = np.array([[0, 0, 9, 9], [5, 5, 20, 20], [1, 2, 3, 4]])
@@ -67,32 +32,6 @@ def test_detectron2_reads_written_proposals_in_their_order(tmp_path, registered)
     assert records[0]["proposal_boxes"].tolist() == windows[:1].tolist()
     assert records[1]["proposal_boxes"].tolist() == windows.tolist()
     assert load_and_check(make_records("b"), path)[0]["proposal_boxes"].tolist() == windows.tolist()
-
-
-def test_archive_is_cut_into_images(tmp_path):
-    path = str(tmp_path / "p.pkl")
-    convert_npz(write_npz(tmp_path / "p.npz"), path, ["c", "b"])
-    with open(path, "rb") as f:
-        proposals = pickle.load(f)
-    assert proposals["ids"] == ["c", "b"]
-    assert proposals["boxes"][0].tolist() == [[4, 5, 6, 7], [8, 9, 10, 11]]
-    assert proposals["boxes"][1].shape == (0, 4)
-
-
-def test_archive_without_an_image_names_image_and_file(tmp_path):
-    npz = write_npz(tmp_path / "p.npz")
-    with pytest.raises(ValueError, match=r"p\.npz: no proposals for image 'd' \(1 of 2"):
-        convert_npz(npz, str(tmp_path / "p.pkl"), ["a", "d"])
-    assert not (tmp_path / "p.pkl").exists()
-
-
-def test_archive_with_other_arrays_or_counts_is_an_error(tmp_path):
-    np.savez(tmp_path / "p.npz", ids=np.array(["a"]))
-    with pytest.raises(ValueError, match="lacks"):
-        convert_npz(str(tmp_path / "p.npz"), str(tmp_path / "p.pkl"), ["a"])
-    npz = write_npz(tmp_path / "q.npz", ids=("a", "b"))
-    with pytest.raises(ValueError, match="2 ids, 3 counts"):
-        convert_npz(npz, str(tmp_path / "p.pkl"), ["a"])
 
 
 def test_missing_image_names_image_and_file(tmp_path):
@@ -123,32 +62,6 @@ def test_proposals_of_the_first_detectron_and_in_xywh_are_read(tmp_path):
     path.write_bytes(pickle.dumps(content))
     (record,) = load_and_check(make_records(7), str(path))
     assert record["proposal_boxes"].tolist() == [[0, 0, 20, 30], [10, 10, 15, 15]]
-
-
-@pytest.mark.parametrize("content", [b"no archive", b"", b"PK\x03\x04 cut off"])
-def test_bytes_that_are_no_archive_name_the_file(tmp_path, content):
-    path = tmp_path / "p.npz"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"p\.npz: not a readable archive"):
-        convert_npz(str(path), str(tmp_path / "p.pkl"), ["a"])
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"boxes": np.zeros((4, 3))}, r"boxes \(m, 4\), got .*\(4, 3\)"),
-        ({"boxes": np.zeros(3)}, r"boxes \(m, 4\), got .*\(3,\)"),
-        ({"counts": np.array([[1], [2]])}, r"counts \(n,\)"),
-        ({"counts": np.array([4, -1])}, "integers >= 0"),
-        ({"counts": np.array([1.5, 1.5])}, "integers >= 0"),
-    ],
-)
-def test_arrays_of_another_shape_or_kind_name_the_archive(tmp_path, changes, message):
-    path = str(tmp_path / "p.npz")
-    arrays = {"ids": np.array(["a", "b"]), "counts": np.array([1, 2]), "boxes": np.zeros((3, 4))}
-    np.savez(path, **(arrays | changes))
-    with pytest.raises(ValueError, match=rf"p\.npz: .*{message}"):
-        convert_npz(path, str(tmp_path / "p.pkl"), ["a"])
 
 
 def test_boxes_to_be_written_have_four_numbers_each(tmp_path):
@@ -193,25 +106,3 @@ def test_file_that_holds_no_proposals_is_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"p\.pkl"):
         load_and_check(make_records("a"), str(path))
-
-
-def test_given_archive_is_converted_once_and_made_again_when_it_changes(tmp_path, registered):
-    npz = write_npz(tmp_path / "p.npz")
-    first = proposal_files_for([registered], [npz])
-    assert first == proposal_files_for([registered], [npz])
-    assert first[0].endswith(".pkl")
-    write_npz(npz, counts=(1, 1, 1))
-    assert proposal_files_for([registered], [npz]) != first
-
-
-def test_given_files_are_checked(tmp_path, registered):
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.pkl"):
-        proposal_files_for([registered], ["nowhere.pkl"])
-    with pytest.raises(ValueError, match="expected one per data set"):
-        proposal_files_for([registered], ["x.pkl", "y.pkl"])
-    with pytest.raises(ValueError, match=f"'{registered}' has no proposals of its own"):
-        proposal_files_for([registered], ())
-    path = str(tmp_path / "p.pkl")
-    write_proposals(path, ["a"], [np.zeros((0, 4))])
-    with pytest.raises(ValueError, match="no proposals for image 'b'"):
-        proposal_files_for([registered], [path])

@@ -3,7 +3,6 @@ import logging
 
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
 from maploss.engine import prepare_config
 
 
@@ -33,10 +32,15 @@ def test_with_cuda_the_device_stays(cfg, monkeypatch):
 
 
 def test_a_number_of_classes_other_than_the_data_set_has_is_an_error(cfg, tiny_dataset):
-    MetadataCatalog.get(f"{tiny_dataset[0]}_of_3").set(thing_classes=["a", "b", "c"])
-    cfg.DATASETS.TEST = (f"{tiny_dataset[0]}_of_3",)
-    with pytest.raises(ValueError, match=r"NUM_CLASSES: expected 3.*_of_3'.*got 4"):
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
+    with pytest.raises(ValueError, match=rf"NUM_CLASSES: expected 4.*{tiny_dataset[0]}.*got 3"):
         prepare_config(cfg, eval_only=True)
+
+
+def test_a_data_set_that_is_not_registered_is_named(cfg):
+    cfg.DATASETS.TEST = ("nowhere",)
+    with pytest.raises(ValueError, match=r"no data set 'nowhere' .*DATASETS\.DECLARED"):
+        prepare_config(cfg, eval_only=False)
 
 
 def test_given_proposal_files_are_kept(cfg, tiny_dataset):

@@ -223,3 +223,15 @@ def test_two_processes_give_the_result_of_one(dataset, tmp_path):
     results = json.loads(result_file.read_text())
     assert results == pytest.approx(expected, nan_ok=True)
     assert 0 < results["AP50"] < 100
+
+
+def test_a_data_set_in_cocos_form_is_judged_by_pycocotools_too(dataset, tmp_path):
+    outputs = {image_id: random_output(image_id) for image_id in IMAGE_IDS}
+    assert "coco" not in evaluate(dataset, outputs)
+    MetadataCatalog.get(dataset).set(evaluator_type="coco")
+    results = evaluate(dataset, outputs, str(tmp_path / "out"))
+    assert 0 < results["coco"]["AP50"] < 100
+    assert results["coco"]["AP50"] == pytest.approx(results["bbox"]["AP50-coco101"], abs=1e-4)
+    written = json.loads((tmp_path / "out/ap.json").read_text())
+    assert written["coco"]["AP50"] == results["coco"]["AP50"]
+    assert written["coco"]["APl"] is None

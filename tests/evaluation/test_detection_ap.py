@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from maploss.evaluation.detection_ap import (
-    AP_SUFFIX,
     IOU_THRESHS,
     Detections,
     Objects,
@@ -47,6 +46,7 @@ def to_tensors(detections, objects, num_classes):
             classes=torch.tensor([r[0] for r in o], dtype=torch.int64),
             image_inds=torch.tensor([r[1] for r in o], dtype=torch.int64),
             is_difficult=torch.tensor([r[3] for r in o], dtype=torch.bool),
+            is_crowd=torch.zeros(len(o), dtype=torch.bool),
         ),
     )
 
@@ -74,11 +74,11 @@ def random_scene(rng, num_classes=3, num_images=6):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_ap_equals_slow_reference_at_all_types_and_thresholds(seed):
+def test_ap_equals_slow_reference_by_both_rules_of_voc_at_all_thresholds(seed):
     detections, objects = random_scene(np.random.default_rng(seed))
     results = evaluate_detections(*to_tensors(detections, objects, 3), 3)
     for k, result in enumerate(results):
-        for ap_type, suffix in AP_SUFFIX.items():
+        for ap_type, suffix in (("area", ""), ("voc07", "-voc07")):
             expected = [voc_ap(detections[k], objects[k], ap_type, t) for t in IOU_THRESHS]
             assert result.ap["AP50" + suffix] == pytest.approx(expected[0], abs=1e-9)
             assert result.ap["AP" + suffix] == pytest.approx(np.mean(expected), abs=1e-9)
@@ -92,6 +92,19 @@ def test_difficult_objects_are_neither_hits_nor_misses():
     assert result.ap["AP50"] == 1.0
     assert (result.num_objects, result.num_difficult) == (1, 1)
     assert result.is_ignored.tolist() == [True, True, False]
+
+
+def test_detections_in_a_crowd_are_neither_hits_nor_misses():
+    box = np.array([10, 10, 29, 29])
+    crowd = np.array([100, 0, 199, 99])
+    inside, across = np.array([110, 10, 119, 19]), np.array([90, 0, 109, 9])
+    detections = [[(0, 4.0, inside), (0, 3.0, inside + 20), (0, 2.0, across), (0, 1.0, box)]]
+    found, objects = to_tensors(detections, [{0: [(box, False), (crowd, False)]}], 1)
+    (result,) = evaluate_detections(found, objects._replace(is_crowd=torch.tensor([0, 1]) > 0), 1)
+    assert result.is_ignored.tolist() == [True, True, False, False]
+    assert result.ap["AP50"] == result.ap["AP50-voc07"] == 0.5
+    assert (result.num_objects, result.num_difficult) == (1, 1)
+    assert result.matched_object.tolist() == [-1, -1, -1, 0]
 
 
 def test_second_detection_of_an_object_is_wrong():

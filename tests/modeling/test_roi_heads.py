@@ -214,3 +214,15 @@ def test_an_unknown_setting_fails_when_the_model_is_built(tiny_cfg, key):
     tiny_cfg.MODEL.MAP_LOSS[key] = "nonsense"
     with pytest.raises(ValueError, match="nonsense"):
         build_model(tiny_cfg)
+
+
+def test_a_window_over_no_object_in_a_crowd_does_not_train(tiny_cfg):
+    tiny_cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 0
+    crowd, item = [0.0, 0.0, 60.0, 24.0], [5.0, 5.0, 15.0, 15.0]
+    windows = [[20.0, 2, 30, 12], [5.0, 5, 15, 15], [20.0, 20, 30, 29], [20.0, 19, 30, 29]]
+    inputs = make_input(windows, [crowd, item], [1, 2], [1, 0])
+    inputs["instances"].gt_is_crowd = torch.tensor([1, 0])
+    sampled = label_and_sample(tiny_cfg, inputs)
+    # Left out: the first, wholly in the crowd, and the last, in it by half.
+    assert sampled.proposal_boxes.tensor.tolist() == [windows[1], windows[2]]
+    assert sampled.gt_classes.tolist() == [2, 4]

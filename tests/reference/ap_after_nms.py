@@ -39,6 +39,11 @@ def average_precision(
     # Recall is tp / num_gt; a level i / n is reached if tp * n >= i * num_gt, in integers.
     first, n = {"area": (1, num_gt), "voc07": (0, 10), "coco101": (0, 100)}[ap_type]
     total = 0.0
+    if ap_type == "coco101":  # in floating point, as pycocotools does
+        levels = np.linspace(0, 1, 101)
+        return (
+            sum(max((p for t, p in points if t / num_gt >= x), default=0.0) for x in levels) / 101
+        )
     for i in range(first, n + 1):
         total += max((p for t, p in points if t * n >= i * num_gt), default=0.0)
     return total / (n + 1 - first)

@@ -64,5 +64,7 @@ def voc_ap(detections, objects, ap_type="area", iou_thresh=0.5):
     total = 0.0
     for level in range(levels + 1):
         reached = tp * levels >= level * num_objects
+        if ap_type == "coco101":  # in floating point, as pycocotools does
+            reached = tp / num_objects >= np.linspace(0, 1, 101)[level]
         total += precision[reached].max() if reached.any() else 0.0
     return total / (levels + 1)

@@ -23,6 +23,7 @@ def scene(tmp_path):
         classes=torch.tensor([0, 0, 0]),
         image_inds=torch.tensor([0, 0, 1]),
         is_difficult=torch.tensor([False, False, True]),
+        is_crowd=torch.tensor([False, False, False]),
     )
     detections = Detections(
         boxes=torch.tensor([[10, 20, 40, 50], [60, 20, 90, 50.0]]),

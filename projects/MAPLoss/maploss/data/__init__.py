@@ -4,7 +4,7 @@
 from .builtin import register_builtin_datasets
 from .declared import register_declared_datasets
 from .mapper import MAPDatasetMapper
-from .proposals import proposal_files_for
+from .proposal_files import proposal_files_for
 from .shapes import shapes_proposal_file
 from .voc import load_voc, register_voc
 

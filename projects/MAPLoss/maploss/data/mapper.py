@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a dataset dict to the input of the model, with difficult flags and proposals."""
+"""From a dataset dict to the input of the model, with difficult flags, crowds and proposals."""
 
 import copy
 from collections.abc import Sequence
@@ -14,13 +14,14 @@ from detectron2.structures import Instances
 
 class MAPDatasetMapper:
     """
-    Detectron2's DatasetMapper for boxes with proposals, which also keeps `gt_difficult`.
+    Detectron2's DatasetMapper for boxes with proposals, which keeps difficult objects and crowds.
 
     Reads the image, augments image, boxes and proposals alike, and returns the dict with
 
     - image: (3, H, W) uint8 tensor in `image_format`;
     - proposals: Instances with proposal_boxes and objectness_logits, best first, clipped;
-    - instances (training only): Instances with gt_boxes, gt_classes and gt_difficult (int64 0/1).
+    - instances (training only): Instances with gt_boxes, gt_classes, and gt_difficult and
+      gt_is_crowd (int64 0/1); crowds are difficult as well.
     """
 
     @configurable
@@ -119,9 +120,10 @@ def _to_instances(
     annotations = [
         utils.transform_instance_annotations(annotation, transforms, image_size)
         for annotation in annotations
-        if not annotation.get("iscrowd", 0)
     ]
     instances = utils.annotations_to_instances(annotations, image_size)
-    is_difficult = [annotation.get("difficult", 0) for annotation in annotations]
-    instances.gt_difficult = torch.tensor(is_difficult, dtype=torch.int64)
+    is_crowd = [int(bool(annotation.get("iscrowd", 0))) for annotation in annotations]
+    is_difficult = [int(bool(annotation.get("difficult", 0))) for annotation in annotations]
+    instances.gt_is_crowd = torch.tensor(is_crowd, dtype=torch.int64)
+    instances.gt_difficult = torch.tensor(is_difficult, dtype=torch.int64) | instances.gt_is_crowd
     return utils.filter_empty_instances(instances)

@@ -18,7 +18,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from .cache import cache_root, new_folder
-from .proposals import register_proposals, selective_search, write_proposals
+from .proposal_files import register_proposals
+from .proposals import write_proposals
+from .selective_search import selective_search
 from .shapes_render import CLASS_NAMES, render_image
 
 logger = logging.getLogger(__name__)

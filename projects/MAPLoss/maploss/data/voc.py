@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data sets in PASCAL VOC's layout, with the `difficult` flag that Detectron2's loader drops."""
 
-import logging
 import math
 import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-logger = logging.getLogger(__name__)
+from .box_fitter import BoxFitter
 
 
 def load_voc(root: str, split: str, class_names: Sequence[str]) -> list[dict]:
@@ -33,33 +33,88 @@ def load_voc(root: str, split: str, class_names: Sequence[str]) -> list[dict]:
         ValueError: an empty split, a malformed file, or a class that is not in `class_names`; the
             message names the file.
     """
-    split_file = os.path.join(root, "ImageSets", "Main", f"{split}.txt")
+    image_ids = read_split(root, split)
+    class_index = {name: i for i, name in enumerate(class_names)}
+    fitter = BoxFitter()
+    records = [_load_image(root, image_id, class_index, fitter) for image_id in image_ids]
+    fitter.warn(_split_file(root, split))
+    return records
+
+
+def _load_image(root: str, image_id: str, class_index: dict[str, int], fitter: BoxFitter) -> dict:
+    """Dataset dict of one image."""
+    path = voc_annotation_file(root, image_id)
+    annotation = read_voc_annotation(path)
+    annotations = []
+    for item in annotation.objects:
+        if item.name not in class_index:
+            raise ValueError(
+                f"Unknown class {item.name!r} in {path}; expected one of {tuple(class_index)}"
+            )
+        box = fitter.fit(item.box, annotation.width, annotation.height, image_id)
+        if box is not None:
+            annotations.append(
+                {
+                    "category_id": class_index[item.name],
+                    "bbox": box,
+                    "bbox_mode": BoxMode.XYXY_ABS,
+                    "difficult": int(item.is_difficult),
+                    "iscrowd": 0,
+                }
+            )
+    return {
+        "file_name": voc_image_file(root, image_id),
+        "image_id": image_id,
+        "height": annotation.height,
+        "width": annotation.width,
+        "annotations": annotations,
+    }
+
+
+def read_split(root: str, split: str) -> list[str]:
+    """
+    The image ids of `root`/ImageSets/Main/`split`.txt.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or one that lists no image.
+    """
+    split_file = _split_file(root, split)
     if not os.path.isfile(split_file):
         raise FileNotFoundError(f"Split {split!r} not found: {split_file}")
     with open(split_file) as f:
         image_ids = [line.split()[0] for line in f if line.strip()]
     if not image_ids:
         raise ValueError(f"Empty split: {split_file} lists no image")
-    class_index = {name: i for i, name in enumerate(class_names)}
-    flawed: dict[str, list[str]] = {"clipped": [], "dropped": []}
-    records = [_load_image(root, image_id, class_index, flawed) for image_id in image_ids]
-    if any(flawed.values()):
-        examples = ", ".join(dict.fromkeys(flawed["dropped"] + flawed["clipped"]))
-        logger.warning(
-            f"{split_file}: {len(flawed['clipped'])} boxes reached outside their image and were "
-            f"clipped, {len(flawed['dropped'])} of zero area were dropped ({examples[:200]})"
-        )
-    return records
+    return image_ids
 
 
-def _load_image(
-    root: str, image_id: str, class_index: dict[str, int], flawed: dict[str, list[str]]
-) -> dict:
-    """Dataset dict of one image; adds the image id to `flawed` for each box clipped or dropped."""
-    path = os.path.join(root, "Annotations", f"{image_id}.xml")
+class VOCObject(NamedTuple):
+    """box: XYXY in pixels, x2 and y2 exclusive; of zero area where xmin >= xmax in the file."""
+
+    name: str
+    box: list[float]
+    is_difficult: bool
+
+
+class VOCAnnotation(NamedTuple):
+    """width, height: of the image, as the file has them."""
+
+    width: int
+    height: int
+    objects: list[VOCObject]
+
+
+def read_voc_annotation(path: str) -> VOCAnnotation:
+    """
+    One file of the folder Annotations.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or a malformed one; the message names it.
+    """
     try:
         tree = ElementTree.parse(path).getroot()
     except FileNotFoundError:
+        image_id = os.path.splitext(os.path.basename(path))[0]
         raise FileNotFoundError(
             f"Annotation file of image {image_id!r} not found: {path}"
         ) from None
@@ -68,41 +123,35 @@ def _load_image(
     width, height = (
         int(_number(tree, f"size/{key}", path, at_least=1)) for key in ("width", "height")
     )
-    annotations = []
+    objects = []
     for element in tree.findall("object"):
-        name = (element.findtext("name") or "").strip()
-        if name not in class_index:
-            raise ValueError(
-                f"Unknown class {name!r} in {path}; expected one of {tuple(class_index)}"
-            )
         x1, y1, x2, y2 = (
             _number(element, f"bndbox/{key}", path) for key in ("xmin", "ymin", "xmax", "ymax")
         )
-        box = [x1 - 1, y1 - 1, x2, y2]
-        limits = [width, height] * 2
-        clipped = [min(max(v, 0.0), limit) for v, limit in zip(box, limits, strict=True)]
         # xmin == xmax would be one pixel wide; what is annotated so is a click without a drag.
-        if x2 <= x1 or y2 <= y1 or clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-            flawed["dropped"].append(image_id)
-            continue
-        if clipped != box:
-            flawed["clipped"].append(image_id)
-        annotations.append(
-            {
-                "category_id": class_index[name],
-                "bbox": clipped,
-                "bbox_mode": BoxMode.XYXY_ABS,
-                "difficult": int((element.findtext("difficult") or "0").strip() == "1"),
-                "iscrowd": 0,
-            }
+        is_click = x2 <= x1 or y2 <= y1
+        objects.append(
+            VOCObject(
+                name=(element.findtext("name") or "").strip(),
+                box=[x1 - 1, y1 - 1] * 2 if is_click else [x1 - 1, y1 - 1, x2, y2],
+                is_difficult=(element.findtext("difficult") or "0").strip() == "1",
+            )
         )
-    return {
-        "file_name": os.path.join(root, "JPEGImages", f"{image_id}.jpg"),
-        "image_id": image_id,
-        "height": height,
-        "width": width,
-        "annotations": annotations,
-    }
+    return VOCAnnotation(width, height, objects)
+
+
+def voc_annotation_file(root: str, image_id: str) -> str:
+    """The XML file of an image."""
+    return os.path.join(root, "Annotations", f"{image_id}.xml")
+
+
+def voc_image_file(root: str, image_id: str) -> str:
+    """The JPEG file of an image."""
+    return os.path.join(root, "JPEGImages", f"{image_id}.jpg")
+
+
+def _split_file(root: str, split: str) -> str:
+    return os.path.join(root, "ImageSets", "Main", f"{split}.txt")
 
 
 def _number(

@@ -4,13 +4,14 @@
 from .checkpoints import load_for_evaluation
 from .optimizer import build_optimizer
 from .progress_writer import ProgressWriter
-from .setup import prepare_config
+from .setup import load_config, prepare_config
 from .trainer import CheckedTrainer
 
 __all__ = [
     "CheckedTrainer",
     "ProgressWriter",
     "build_optimizer",
+    "load_config",
     "load_for_evaluation",
     "prepare_config",
 ]

@@ -2,16 +2,39 @@
 """What a run settles before it starts: the device, the proposal files, the classes."""
 
 import logging
+from collections.abc import Sequence
 
 import torch
-from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
+from ..config import add_maploss_config
 from ..data.declared import register_declared_datasets
-from ..data.proposals import proposal_files_for
+from ..data.proposal_files import proposal_files_for
 
 logger = logging.getLogger(__name__)
+
+
+def load_config(config_file: str, overrides: Sequence[str]) -> CfgNode:
+    """
+    Detectron2's and this project's defaults, the file (none for ""), then the overrides.
+
+    Args:
+        overrides: KEY VALUE KEY VALUE .., as on the command line.
+
+    Raises:
+        ValueError: an override that is no KEY VALUE of the config.
+    """
+    cfg = get_cfg()
+    add_maploss_config(cfg)
+    if config_file:
+        cfg.merge_from_file(config_file)
+    try:
+        cfg.merge_from_list(list(overrides))
+    except (AssertionError, KeyError) as error:  # yacs asserts
+        raise ValueError(f"Overrides of the config {list(overrides)}: {error}") from error
+    return cfg
 
 
 def prepare_config(cfg: CfgNode, *, eval_only: bool) -> None:
@@ -24,9 +47,11 @@ def prepare_config(cfg: CfgNode, *, eval_only: bool) -> None:
       make their own windows; files that are given are checked.
 
     Raises:
-        ValueError: no data set to train on, or to evaluate where that is all;
+        ValueError: no data set to train on, or to evaluate where that is all, or one that is not
+            registered; annotations or windows that cannot be used, the message names the file;
             MODEL.ROI_HEADS.NUM_CLASSES not that of the data sets; layers are frozen in training,
             but there are no weights for them; a wrong entry of DATASETS.DECLARED.
+        FileNotFoundError: a file of a data set that does not exist.
     """
     register_declared_datasets(cfg.DATASETS.DECLARED)
     if not eval_only:
@@ -36,7 +61,7 @@ def prepare_config(cfg: CfgNode, *, eval_only: bool) -> None:
     _use_available_device(cfg)
     names = cfg.DATASETS.TEST if eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     for name in names:
-        _check_num_classes(name, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+        _check_dataset(name, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     if cfg.MODEL.LOAD_PROPOSALS:
         _fill_proposal_files(cfg, eval_only)
 
@@ -57,7 +82,11 @@ def _use_available_device(cfg: CfgNode) -> None:
         cfg.MODEL.DEVICE = "cpu"
 
 
-def _check_num_classes(dataset_name: str, num_classes: int) -> None:
+def _check_dataset(dataset_name: str, num_classes: int) -> None:
+    if dataset_name not in DatasetCatalog:
+        raise ValueError(
+            f"DATASETS: no data set {dataset_name!r} is registered; declare it in DATASETS.DECLARED"
+        )
     classes = MetadataCatalog.get(dataset_name).get("thing_classes", None)
     if classes is not None and len(classes) != num_classes:
         raise ValueError(

@@ -19,6 +19,7 @@ from tabulate import tabulate
 from maploss.data.cache import new_file
 from maploss.visualization import draw_detection_grid, draw_pr_curves
 
+from .coco_ap import coco_ap
 from .detection_ap import ClassResult, Detections, Objects, evaluate_detections, mean_ap
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,9 @@ class APEvaluator(DatasetEvaluator):
                 the main process; None writes none.
         """
         self._dataset_name = dataset_name
-        self._class_names = tuple(MetadataCatalog.get(dataset_name).thing_classes)
+        metadata = MetadataCatalog.get(dataset_name)
+        self._class_names = tuple(metadata.thing_classes)
+        self._is_coco = metadata.get("evaluator_type", None) == "coco"
         self._output_dir = output_dir
         self._predictions: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
 
@@ -86,8 +89,9 @@ class APEvaluator(DatasetEvaluator):
 
         Returns:
             {"bbox": {...}} with `AP` (mean over classes and IoU .5:.95, by area), `AP50` (at IoU
-            .5), both also with `-voc07` (11 points) and `-coco101` (101 points), and
-            `AP50-<class>`. A class without an object is nan and not in the means.
+            .5), both also with `-voc07` (11 points) and `-coco101` (101 points and COCO's
+            matching), and `AP50-<class>`. A class without an object is nan and not in the means.
+            For a data set in COCO's form also {"coco": {...}}, see :func:`coco_ap`.
 
         Raises:
             ValueError: an empty data set, an object of an unknown class, an unknown image.
@@ -104,9 +108,13 @@ class APEvaluator(DatasetEvaluator):
             bbox[f"AP50-{class_name}"] = 100 * result.ap["AP50"]
         table = format_table(self._class_names, results)
         logger.info(f"AP in percent on {self._dataset_name}:\n{table}")
+        found = OrderedDict(bbox=bbox)
+        if self._is_coco:
+            coco = coco_ap(detections, self._objects, len(self._class_names))
+            found["coco"] = {name: 100 * value for name, value in coco.items()}
         if self._output_dir is not None:
-            self._write(bbox, table, detections, results)
-        return OrderedDict(bbox=bbox)
+            self._write(found, table, detections, results)
+        return found
 
     @functools.cached_property
     def _records(self) -> list[dict]:
@@ -132,10 +140,8 @@ class APEvaluator(DatasetEvaluator):
             boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
             classes=torch.tensor([a["category_id"] for _, a in rows], dtype=torch.int64),
             image_inds=torch.tensor([i for i, _ in rows], dtype=torch.int64),
-            is_difficult=torch.tensor(
-                [bool(a.get("difficult", 0) or a.get("iscrowd", 0)) for _, a in rows],
-                dtype=torch.bool,
-            ),
+            is_difficult=torch.tensor([bool(a.get("difficult", 0)) for _, a in rows]).bool(),
+            is_crowd=torch.tensor([bool(a.get("iscrowd", 0)) for _, a in rows]).bool(),
         )
 
     def _collect_detections(self, predictions: dict) -> Detections:
@@ -164,7 +170,7 @@ class APEvaluator(DatasetEvaluator):
         return Detections(boxes, scores, classes, inds.repeat_interleave(counts))
 
     def _write(
-        self, bbox: dict, table: str, detections: Detections, results: list[ClassResult]
+        self, found: dict, table: str, detections: Detections, results: list[ClassResult]
     ) -> None:
         classes = {
             name: {
@@ -180,7 +186,7 @@ class APEvaluator(DatasetEvaluator):
         content = {
             "dataset": self._dataset_name,
             "num_images": len(self._records),
-            "bbox": bbox,
+            **found,
             "classes": classes,
         }
         with new_file(os.path.join(self._output_dir, "ap.json")) as path, open(path, "w") as f:

@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from detectron2.structures import Boxes, pairwise_ioa
 
 from maploss.layers.average_precision import average_precision, precision_recall, rank_detections
 from maploss.layers.match_detections import match_detections
+
+from .coco_matching import match_coco
 
 AP_SUFFIX = {"area": "", "voc07": "-voc07", "coco101": "-coco101"}
 IOU_THRESHS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
@@ -27,12 +30,17 @@ class Detections(NamedTuple):
 
 
 class Objects(NamedTuple):
-    """boxes (G, 4) XYXY pixels, classes (G,), image_inds (G,) int64, is_difficult (G,) bool."""
+    """
+    boxes (G, 4) XYXY pixels, classes (G,), image_inds (G,) int64, is_difficult, is_crowd (G,) bool.
+
+    Neither difficult objects nor crowds (groups under one box) count.
+    """
 
     boxes: torch.Tensor
     classes: torch.Tensor
     image_inds: torch.Tensor
     is_difficult: torch.Tensor
+    is_crowd: torch.Tensor
 
 
 class ClassResult(NamedTuple):
@@ -41,7 +49,7 @@ class ClassResult(NamedTuple):
 
     ap: AP in [0, 1] by name, nan without an object: `AP50` at IoU > .5 and `AP` as the mean over
         .5, .55, .., .95, by area; with `-voc07` by 11 points, with `-coco101` by 101 points.
-    num_objects, num_difficult: objects that count, and those that do not.
+    num_objects, num_difficult: objects that count, and those, crowds too, that do not.
     inds: (D',) the class's detections, as indices into all, by falling score.
     matched_object: (D',) index into all objects, -1 for none, at IoU .5.
     is_tp, is_ignored: (D',) bool, at IoU .5.
@@ -69,9 +77,11 @@ def evaluate_detections(
     """
     Matches detections with objects and computes the AP of each class.
 
-    A detection is matched to the object of its class and image that it overlaps most, if
-    IoU > threshold; a match with a difficult object is ignored (Everingham et al., IJCV 2010).
-    Of equal scores the first detection comes first.
+    For `area` and `voc07` a detection is matched to the object of its class and image that it
+    overlaps most, if IoU > threshold; a match with a difficult object is ignored (Everingham et
+    al., IJCV 2010), and so is a detection that matches no object and lies in a crowd by more than
+    that share of its area. For `coco101` by COCO's rule, :func:`match_coco`. Of equal scores the
+    first detection comes first.
 
     Raises:
         FloatingPointError: a score that is not finite.
@@ -91,7 +101,8 @@ def _evaluate_class(detections: Detections, objects: Objects, class_id: int) -> 
     inds = (detections.classes == class_id).nonzero().squeeze(1)
     # Sorted once here, so that the sorting inside of each AP finds it done.
     inds = inds[torch.argsort(detections.scores[inds], descending=True, stable=True)]
-    object_inds = (objects.classes == class_id).nonzero().squeeze(1)
+    is_mine = objects.classes == class_id
+    object_inds = (is_mine & ~objects.is_crowd).nonzero().squeeze(1)
     gt_boxes, is_difficult = objects.boxes[object_inds], objects.is_difficult[object_inds]
     boxes = detections.boxes[inds]
     nearest = match_detections(
@@ -101,14 +112,21 @@ def _evaluate_class(detections: Detections, objects: Objects, class_id: int) -> 
         objects.image_inds[object_inds],
         iou_thresh=0.0,
     )
+    share_in_crowd = _share_in_crowd(
+        boxes, detections.image_inds[inds], objects, is_mine & objects.is_crowd
+    )
     # The object overlapped most is the same at every threshold: one matching serves all of them.
     iou = _nearest_iou(boxes, gt_boxes, nearest)
     num_objects = int((~is_difficult).sum())
     scores = detections.scores[inds].double()
-    matched = [_match_at(nearest, iou, is_difficult, thresh) for thresh in IOU_THRESHS]
+    matched = [
+        _match_at(nearest, iou, is_difficult, share_in_crowd, thresh) for thresh in IOU_THRESHS
+    ]
+    matched_coco = _match_coco(detections, inds, objects, is_mine.nonzero().squeeze(1))
     ap = {}
     for ap_type, suffix in AP_SUFFIX.items():
-        values = [float(average_precision(scores, m, num_objects, ap_type)) for m in matched]
+        by_thresh = matched_coco if ap_type == "coco101" else matched
+        values = [float(average_precision(scores, m, num_objects, ap_type)) for m in by_thresh]
         ap["AP" + suffix] = sum(values) / len(values)
         ap["AP50" + suffix] = values[0]
     is_matched = iou > IOU_THRESHS[0]
@@ -122,7 +140,7 @@ def _evaluate_class(detections: Detections, objects: Objects, class_id: int) -> 
     return ClassResult(
         ap=ap,
         num_objects=num_objects,
-        num_difficult=int(is_difficult.sum()),
+        num_difficult=int(is_mine.sum()) - num_objects,
         inds=inds,
         matched_object=matched_object,
         is_tp=is_tp,
@@ -148,14 +166,48 @@ def _nearest_iou(
     return iou
 
 
-def _match_at(
-    nearest: torch.Tensor, iou: torch.Tensor, is_difficult: torch.Tensor, iou_thresh: float
+def _share_in_crowd(
+    boxes: torch.Tensor, image_inds: torch.Tensor, objects: Objects, is_crowd: torch.Tensor
 ) -> torch.Tensor:
-    """(D,) index of the object matched, -1 for none, -2 for a difficult one."""
+    """(D,) largest share of a detection's area that lies in one crowd of its image."""
+    share = torch.zeros(len(boxes))
+    for i in is_crowd.nonzero().squeeze(1).tolist():
+        there = image_inds == objects.image_inds[i]
+        crowd, mine = Boxes(objects.boxes[i : i + 1]), Boxes(boxes[there])
+        share[there] = torch.maximum(share[there], pairwise_ioa(crowd, mine)[0])
+    return share
+
+
+def _match_at(
+    nearest: torch.Tensor,
+    iou: torch.Tensor,
+    is_difficult: torch.Tensor,
+    share_in_crowd: torch.Tensor,
+    iou_thresh: float,
+) -> torch.Tensor:
+    """(D,) index of the object matched, -1 for none, -2 for a difficult one or a crowd."""
     matched = torch.where(iou > iou_thresh, nearest, -1)
     if len(is_difficult):
         matched[(matched >= 0) & is_difficult[matched.clamp(min=0)]] = -2
+    matched[(matched == -1) & (share_in_crowd > iou_thresh)] = -2
     return matched
+
+
+def _match_coco(
+    detections: Detections, inds: torch.Tensor, objects: Objects, object_inds: torch.Tensor
+) -> torch.Tensor:
+    """(T, D) as :func:`match_coco`."""
+    is_crowd = objects.is_crowd[object_inds]
+    matched = match_coco(
+        detections.boxes[inds].numpy(),
+        detections.image_inds[inds].numpy(),
+        objects.boxes[object_inds].numpy(),
+        objects.image_inds[object_inds].numpy(),
+        (objects.is_difficult[object_inds] | is_crowd).numpy(),
+        is_crowd.numpy(),
+        IOU_THRESHS,
+    )
+    return torch.from_numpy(matched)
 
 
 def _best_f1(

@@ -34,9 +34,11 @@ def recall_weights(
     Weights w with `AP = sum_m w_m * max_{k >= m} precision_k` over true positives m = 1..M.
 
     `area` (VOC 2010 and later): 1 / G each. `voc07`: the share of the 11 recall levels 0, .1, .., 1
-    that are first reached at the m-th true positive; `coco101`: the same with 101 levels. Levels
-    are compared in integers, because `np.arange(0, 1.1, .1)` puts .3, .6 and .7 a rounding
-    error too high and then loses a level that was reached exactly.
+    that are first reached at the m-th true positive, in integers, because `np.arange(0, 1.1, .1)`
+    puts .3, .6 and .7 a rounding error too high and then loses a level that was reached exactly.
+    `coco101`: the same with 101 levels, but compared as pycocotools does, whose levels .35, .41,
+    .47, .57, .69, .7, .82, .83, .94 and .95 are a rounding error too high: what it computes is
+    COCO's AP.
 
     Returns:
         (num_tp,) float64.
@@ -48,7 +50,11 @@ def recall_weights(
         return torch.full((num_tp,), 1.0 / max(num_gt, 1), dtype=torch.float64, device=device)
     levels = _RECALL_LEVELS[ap_type]
     recall = torch.arange(levels + 1, device=device)
-    first_tp = ((recall * num_gt + levels - 1) // levels).clamp(min=1) - 1
+    num_needed = ((recall * num_gt + levels - 1) // levels).clamp(min=1)
+    if ap_type == "coco101":
+        in_float = recall.double() * (1 / levels)  # 1 / 100 is the step of pycocotools' levels
+        num_needed += num_needed.double() / max(num_gt, 1) < in_float
+    first_tp = num_needed - 1
     counts = torch.bincount(first_tp, minlength=num_tp)[:num_tp]
     return counts.to(torch.float64) / (levels + 1)
 

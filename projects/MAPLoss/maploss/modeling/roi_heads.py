@@ -12,7 +12,7 @@ from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import ROIHeads, build_box_head
 from detectron2.modeling.sampling import subsample_labels
-from detectron2.structures import ImageList, Instances, pairwise_iou
+from detectron2.structures import ImageList, Instances, pairwise_ioa, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
@@ -96,7 +96,7 @@ class WindowROIHeads(ROIHeads):
     ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
         """
         Args: as Detectron2's ROIHeads. targets may have gt_difficult (Gi,), 1 or True for objects
-            that are difficult; without it no object is.
+            that are difficult, and gt_is_crowd for crowds; without these no object is.
 
         Returns:
             In training the windows that train and the losses, at test the detections and {}.
@@ -129,12 +129,14 @@ class WindowROIHeads(ROIHeads):
         A window's label is the class of the object that it overlaps most if the IoU reaches
         MODEL.ROI_HEADS.IOU_THRESHOLDS, else background (K), whatever the IoU. A window whose object
         is difficult is left out: it is neither an example of the class nor of the background, and
-        in AP it counts as neither too. Sampling takes BATCH_SIZE_PER_IMAGE windows of an image, at
+        in AP it counts as neither too. So is a window over no object that lies in a crowd by as
+        large a share of its area. Sampling takes BATCH_SIZE_PER_IMAGE windows of an image, at
         most POSITIVE_FRACTION of them foreground (Henderson & Ferrari 2016, section 4.5: 5%).
 
         Args:
             proposals: N Instances with proposal_boxes.
-            targets: N Instances with gt_boxes, gt_classes, gt_difficult.
+            targets: N Instances with gt_boxes, gt_classes, gt_difficult, and perhaps
+                gt_is_crowd.
 
         Returns:
             N Instances: some of the proposals, with gt_classes, the labels.
@@ -165,6 +167,11 @@ class WindowROIHeads(ROIHeads):
         labels[objects.gt_difficult[object_inds] != 0] = -1
         labels[match_labels == 0] = self.num_classes
         labels[match_labels == -1] = -1
+        if objects.has("gt_is_crowd") and objects.gt_is_crowd.any():
+            crowds = objects.gt_boxes[objects.gt_is_crowd != 0]
+            share = pairwise_ioa(crowds, windows.proposal_boxes).amax(0)
+            least = self.proposal_matcher.thresholds[1]
+            labels[(labels == self.num_classes) & (share >= least)] = -1
         return labels
 
     def _sample(self, labels: torch.Tensor) -> torch.Tensor:

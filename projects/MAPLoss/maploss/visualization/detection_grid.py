@@ -98,8 +98,9 @@ def _judge(
         wrong.append(result.inds[is_kept & ~result.is_tp & ~result.is_ignored])
         ignored.append(result.inds[is_kept & result.is_ignored])
         is_found[result.matched_object[is_kept & result.is_tp]] = True
-    missed = (~is_found & ~objects.is_difficult).nonzero().squeeze(1)
-    difficult = objects.is_difficult.nonzero().squeeze(1)
+    is_ignored = objects.is_difficult | objects.is_crowd
+    missed = (~is_found & ~is_ignored).nonzero().squeeze(1)
+    difficult = is_ignored.nonzero().squeeze(1)
     return [
         (_DIFFICULT, objects, difficult),
         (_DIFFICULT, detections, torch.cat(ignored)),

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ground-truth boxes that cannot be used as they are: clipped or dropped, and counted."""
+
+import logging
+from collections.abc import Sequence
+
+logger = logging.getLogger(__name__)
+
+
+class BoxFitter:
+    """Fits boxes into their images and counts for one warning what had to be done."""
+
+    def __init__(self) -> None:
+        self.clipped: list[str] = []
+        self.dropped: list[str] = []
+
+    def fit(
+        self, box: Sequence[float], width: int, height: int, image_id: object
+    ) -> list[float] | None:
+        """
+        The part of a box that lies in its image.
+
+        Args:
+            box: XYXY in pixels. width, height: of the image. image_id: told in the warning.
+
+        Returns:
+            XYXY, or None where nothing is left: a box of zero area or outside altogether.
+        """
+        limits = [width, height] * 2
+        fitted = [min(max(v, 0.0), limit) for v, limit in zip(box, limits, strict=True)]
+        if fitted[2] <= fitted[0] or fitted[3] <= fitted[1]:
+            self.dropped.append(str(image_id))
+            return None
+        if fitted != list(box):
+            self.clipped.append(str(image_id))
+        return fitted
+
+    def warn(self, source: str) -> None:
+        """One warning for all boxes of `source`, a file, if any had to be changed."""
+        if self.clipped or self.dropped:
+            examples = ", ".join(dict.fromkeys(self.dropped + self.clipped))
+            logger.warning(
+                f"{source}: {len(self.clipped)} boxes reached outside their image and were "
+                f"clipped, {len(self.dropped)} of zero area were dropped ({examples[:200]})"
+            )

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes the proposal file of a data set; killed at any moment, the next call goes on."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from detectron2.data import detection_utils
+from tqdm import tqdm
+
+from ..layers.checks import check_choice
+from .cache import new_file
+from .dense_windows import dense_windows
+from .proposals import load_and_check, write_proposals
+from .selective_search import selective_search
+
+logger = logging.getLogger(__name__)
+
+METHODS = ("fast", "quality", "dense")
+
+
+def make_proposals(
+    dataset_dicts: Sequence[dict], path: str, method: str = "fast", max_windows: int = 2000
+) -> None:
+    """
+    Writes a proposal file for the images of a data set, with all cores.
+
+    Each image's windows are first a file of their own, in the folder `path`.parts: a process that
+    is killed loses the images that it was working on, and the next call goes on with the rest. The
+    windows depend on the image and the method only. Does nothing where `path` is complete already.
+
+    Args:
+        dataset_dicts: Detectron2's, with `file_name` and `image_id`. path: of the file (.pkl).
+        method: "fast" or "quality" selective search, or "dense". max_windows: the best so many of
+            an image ("dense": a random sample); 0 for all.
+
+    Raises:
+        ValueError: an unknown method, a negative `max_windows`, a file in `path` that does not
+            cover the images, or parts that were begun with other settings.
+        OSError: an image that cannot be read, another process that makes the same file.
+    """
+    check_choice("method", method, METHODS)
+    if max_windows < 0:
+        raise ValueError(f"max_windows: expected 0 or more, got {max_windows}")
+    if os.path.exists(path):
+        load_and_check([dict(x) for x in dataset_dicts], path)
+        logger.info(f"{path} has windows for all {len(dataset_dicts)} images already")
+        shutil.rmtree(f"{path}.parts", ignore_errors=True)
+        return
+    with _parts_folder(f"{path}.parts", {"method": method, "max_windows": max_windows}) as folder:
+        parts = [_part(folder, x["image_id"]) for x in dataset_dicts]
+        to_do = [
+            (x["file_name"], part)
+            for x, part in zip(dataset_dicts, parts, strict=True)
+            if not os.path.exists(part)
+        ]
+        if len(to_do) < len(parts):
+            logger.info(f"{len(parts) - len(to_do)} of {len(parts)} images were done before")
+        _make_parts(to_do, method, max_windows, num_images=len(parts))
+        ids = [x["image_id"] for x in dataset_dicts]
+        write_proposals(path, ids, (np.load(part) for part in parts))
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _parts_folder(folder: str, settings: dict) -> Iterator[str]:
+    """The folder of what is done, locked: the lock ends with the process, however it ends."""
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, "lock"), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(f"{folder}: another process is making these windows") from None
+        record = os.path.join(folder, "settings.json")
+        if os.path.exists(record):
+            with open(record) as f:
+                begun = json.load(f)
+            if begun != settings:
+                raise ValueError(
+                    f"{folder}: begun with {begun}, now asked for {settings}; delete it to begin "
+                    "anew"
+                )
+        else:
+            with new_file(record) as temporary, open(temporary, "w") as f:
+                json.dump(settings, f)
+        yield folder
+
+
+def _part(folder: str, image_id: object) -> str:
+    # Image ids can hold anything, file names cannot.
+    return os.path.join(folder, hashlib.sha256(str(image_id).encode()).hexdigest()[:32] + ".npy")
+
+
+def _make_parts(
+    to_do: Sequence[tuple[str, str]], method: str, max_windows: int, num_images: int
+) -> None:
+    # OpenCV lets go of the interpreter's lock, so threads use all cores.
+    pool = ThreadPoolExecutor(os.cpu_count() or 1)
+    try:
+        done = pool.map(lambda job: _make_part(*job, method, max_windows), to_do)
+        progress = tqdm(
+            done, "windows", num_images, initial=num_images - len(to_do), unit="image", smoothing=0
+        )
+        for _ in progress:
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _make_part(file_name: str, part: str, method: str, max_windows: int) -> None:
+    try:
+        # As the mapper reads it, turned as its EXIF data say.
+        image = detection_utils.read_image(file_name, format="BGR")
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three
+        raise OSError(f"Cannot read image {file_name}: {error}") from error
+    if method == "dense":
+        windows = dense_windows(image.shape[1], image.shape[0])
+    else:
+        windows = selective_search(np.ascontiguousarray(image), method)
+    with new_file(part) as temporary:
+        np.save(temporary, windows[: max_windows or None])

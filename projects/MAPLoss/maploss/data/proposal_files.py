@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which proposal file belongs to which data set."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Sequence
+
+from detectron2.data import DatasetCatalog
+
+from .cache import cache_root
+from .import_proposals import EXTENSIONS, import_proposals
+from .proposals import load_and_check
+
+logger = logging.getLogger(__name__)
+
+# Data sets that make their own proposals: name -> function that returns the proposal file.
+_PROPOSAL_MAKERS: dict[str, Callable[[], str]] = {}
+
+
+def register_proposals(name: str, maker: Callable[[], str]) -> None:
+    """Says that the data set `name` has proposals, in the file that `maker` makes and returns."""
+    _PROPOSAL_MAKERS[name] = maker
+
+
+def proposal_files_for(names: Sequence[str], given: Sequence[str] = ()) -> tuple[str, ...]:
+    """
+    One proposal file (.pkl) for each data set, for DATASETS.PROPOSAL_FILES_TRAIN and _TEST.
+
+    With nothing given, the files of data sets that make their own (the shapes). A given archive
+    (.npz, .mat) is converted once, into the cache. All are checked to cover every image.
+
+    Args:
+        names: data set names. given: files given by the user, empty or one per data set.
+
+    Raises:
+        ValueError: a data set or an image without proposals, or a wrong number of files.
+        FileNotFoundError: no such file.
+    """
+    if not given:
+        unknown = [name for name in names if name not in _PROPOSAL_MAKERS]
+        if unknown:
+            raise ValueError(
+                f"Data set {unknown[0]!r} has no proposals of its own: make a file with "
+                "tools/proposals.py and name it in DATASETS.PROPOSAL_FILES_TRAIN or "
+                "DATASETS.PROPOSAL_FILES_TEST"
+            )
+        return tuple(_PROPOSAL_MAKERS[name]() for name in names)
+    if len(given) != len(names):
+        raise ValueError(
+            f"Proposal files: expected one per data set {tuple(names)}, got {tuple(given)}"
+        )
+    return tuple(_checked_file(name, path) for name, path in zip(names, given, strict=True))
+
+
+def _checked_file(name: str, path: str) -> str:
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"Proposal file of data set {name!r} not found: {path}")
+    dataset_dicts = DatasetCatalog.get(name)
+    if path.endswith(EXTENSIONS):
+        path = _converted(name, path, [record["image_id"] for record in dataset_dicts])
+    load_and_check(dataset_dicts, path)
+    return path
+
+
+def _converted(name: str, archive: str, image_ids: list[str]) -> str:
+    """The archive's proposal file in the cache; its name changes with archive and data set."""
+    stat = os.stat(archive)
+    key = repr((os.path.abspath(archive), stat.st_size, stat.st_mtime_ns, image_ids))
+    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
+    stem = os.path.splitext(os.path.basename(archive))[0]
+    out_path = os.path.join(cache_root(), "proposals", f"{stem}-{name}-{digest}.pkl")
+    if not os.path.isfile(out_path):
+        logger.info(f"Converting proposals {archive} -> {out_path}")
+        import_proposals(archive, out_path, image_ids)
+    return out_path

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+import math
+
+import numpy as np
+import pytest
+from detectron2.structures import BoxMode
+from maploss.data.check_proposals import check_proposals
+from maploss.data.proposals import write_proposals
+
+
+def make_record(image_id, *boxes, **flags):
+    annotations = [
+        {"bbox": b, "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, **flags} for b in boxes
+    ]
+    return {"image_id": image_id, "width": 100, "height": 80, "annotations": annotations}
+
+
+def test_recall_coverage_and_bad_boxes_are_counted(tmp_path):
+    path = str(tmp_path / "p.pkl")
+    windows = [
+        [[0, 0, 10, 10], [20, 0, 30, 6], [5, 5, 5, 9], [90, 0, 101, 9], [np.nan, 0, 1, 1]],
+        np.zeros((0, 4)),
+        [[0, 0, 9, 9]],
+    ]
+    write_proposals(path, ["a", "b", "other"], windows)
+    records = [
+        make_record("a", [0, 0, 10, 10], [20, 0, 30, 10], [60, 60, 70, 70]),
+        make_record("b"),
+        make_record("c", [0, 0, 10, 10]),
+        make_record("d", [0, 0, 10, 10], difficult=1),
+    ]
+    report = check_proposals(records, path)
+    assert report.counts.tolist() == [5, 0]
+    assert (report.missing, report.without, report.num_others) == (["c", "d"], ["b"], 1)
+    assert report.bad == {"not finite": 1, "of zero area": 1, "outside their image": 1}
+    assert report.num_objects == 4
+    assert report.recall == {0.5: 0.5, 0.7: 0.25}
+    assert not report.is_good
+
+
+def test_a_good_file_is_good_and_recall_without_objects_is_unknown(tmp_path):
+    path = str(tmp_path / "p.pkl")
+    write_proposals(path, ["a"], [[[0, 0, 100, 80]]])
+    report = check_proposals([make_record("a")], path)
+    assert report.is_good
+    assert math.isnan(report.recall[0.5])
+
+
+def test_a_file_that_holds_no_proposals_is_named(tmp_path):
+    (tmp_path / "p.pkl").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"p\.pkl"):
+        check_proposals([make_record("a")], str(tmp_path / "p.pkl"))

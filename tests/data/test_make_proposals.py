@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+import fcntl
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+
+import cv2
+import numpy as np
+import pytest
+from maploss.data import make_proposals as module
+from maploss.data.make_proposals import make_proposals
+from maploss.data.proposals import load_and_check, write_proposals
+
+SCRIPT = """
+import json, sys
+from maploss.data.make_proposals import make_proposals
+records, path = json.load(open(sys.argv[1])), sys.argv[2]
+make_proposals(records, path)
+"""
+
+
+@pytest.fixture
+def records(tmp_path):
+    """Five images, each with another circle."""
+    found = []
+    for i in range(5):
+        image = np.full((60, 80, 3), 200, np.uint8)
+        cv2.circle(image, (20 + 8 * i, 30), 12, (20, 40 * i, 200), -1)
+        file_name = str(tmp_path / f"{i}.png")
+        cv2.imwrite(file_name, image)
+        record = {"file_name": file_name, "image_id": f"a/{i}", "width": 80, "height": 60}
+        found.append(record)
+    return found
+
+
+def read(path):
+    with open(path, "rb") as f:
+        return pickle.load(f)
+
+
+def test_the_file_has_all_images_in_their_order_and_is_the_same_every_time(tmp_path, records):
+    paths = [str(tmp_path / name) for name in ("one.pkl", "two.pkl")]
+    for path in paths:
+        make_proposals(records, path)
+    one, two = map(read, paths)
+    assert one["ids"] == [x["image_id"] for x in records]
+    for first, second in zip(one["boxes"], two["boxes"], strict=True):
+        assert len(first) > 3
+        assert np.array_equal(first, second)
+    assert sorted(os.listdir(tmp_path))[-2:] == ["one.pkl", "two.pkl"]
+    load_and_check(records, paths[0])
+
+
+@pytest.mark.parametrize("method", ["quality", "dense"])
+def test_other_methods_and_the_number_of_windows_are_as_asked_for(tmp_path, records, method):
+    path, few = str(tmp_path / "all.pkl"), str(tmp_path / "few.pkl")
+    make_proposals(records[:1], path, method, max_windows=0)
+    make_proposals(records[:1], few, method, max_windows=3)
+    assert read(few)["boxes"][0].tolist() == read(path)["boxes"][0][:3].tolist()
+    assert len(read(path)["boxes"][0]) > 4
+
+
+def test_what_was_made_before_is_not_made_again(tmp_path, records, monkeypatch):
+    path = str(tmp_path / "p.pkl")
+    real, calls = module.selective_search, []
+
+    def fail_at_the_last(image, method):
+        calls.append(1)
+        if len(calls) == 4:
+            raise OSError("stop")
+        return real(image, method)
+
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(module, "selective_search", fail_at_the_last)
+    with pytest.raises(OSError, match="stop"):
+        make_proposals(records, path)
+    assert not os.path.exists(path)
+    make_proposals(records, path)
+    assert len(calls) == 4 + 2
+    make_proposals(records, path)
+    assert len(calls) == 6
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_windows(tmp_path, records):
+    (tmp_path / "records.json").write_text(json.dumps(records))
+    path, whole = str(tmp_path / "killed.pkl"), str(tmp_path / "whole.pkl")
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "records.json"), path]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    parts = f"{path}.parts"
+    deadline = time.time() + 120
+    while time.time() < deadline and process.poll() is None:
+        if os.path.isdir(parts) and any(x.endswith(".npy") for x in os.listdir(parts)):
+            break
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    make_proposals(records, path)
+    make_proposals(records, whole)
+    assert read(path)["ids"] == read(whole)["ids"]
+    for first, second in zip(read(path)["boxes"], read(whole)["boxes"], strict=True):
+        assert np.array_equal(first, second)
+    assert not os.path.exists(parts)
+
+
+def test_other_settings_and_another_process_are_errors_that_name_the_folder(tmp_path, records):
+    path = str(tmp_path / "p.pkl")
+    parts = tmp_path / "p.pkl.parts"
+    parts.mkdir()
+    (parts / "settings.json").write_text('{"method": "quality", "max_windows": 2000}')
+    with pytest.raises(ValueError, match=r"p\.pkl\.parts: begun with .*'quality'.*'fast'"):
+        make_proposals(records, path)
+    with open(parts / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError, match=r"p\.pkl\.parts: another process"):
+            make_proposals(records, path, "quality")
+
+
+def test_an_unreadable_image_is_named_and_the_rest_is_kept(tmp_path, records):
+    with open(records[2]["file_name"], "r+b") as f:
+        f.truncate(60)
+    with pytest.raises(OSError, match=r"Cannot read image .*2\.png"):
+        make_proposals(records, str(tmp_path / "p.pkl"))
+
+
+def test_a_file_of_other_images_is_not_taken_for_finished(tmp_path, records):
+    path = str(tmp_path / "p.pkl")
+    write_proposals(path, ["other"], [np.zeros((1, 4))])
+    with pytest.raises(ValueError, match=r"p\.pkl: no proposals for image 'a/0'"):
+        make_proposals(records, path)
+
+
+def test_unknown_methods_and_negative_numbers_are_errors(tmp_path, records):
+    with pytest.raises(ValueError, match="'slow'"):
+        make_proposals(records, str(tmp_path / "p.pkl"), "slow")
+    with pytest.raises(ValueError, match="0 or more, got -1"):
+        make_proposals(records, str(tmp_path / "p.pkl"), max_windows=-1)
+
+
+def test_writing_keeps_the_windows_of_one_image_in_memory_not_of_all(tmp_path):
+    """400 images of 2000 windows are 12.8 MB."""
+    tracemalloc.start()
+    try:
+        windows = (np.zeros((2000, 4), dtype=np.float32) + i for i in range(400))
+        write_proposals(str(tmp_path / "p.pkl"), [str(i) for i in range(400)], windows)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2e6
+    written = read(tmp_path / "p.pkl")
+    assert [x[0, 0] for x in written["boxes"]] == list(range(400))
+    assert all(x.tolist() == [-i for i in range(2000)] for x in written["objectness_logits"])

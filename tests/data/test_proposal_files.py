@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog
+from maploss.data.proposal_files import proposal_files_for
+from maploss.data.proposals import write_proposals
+
+
+def make_records(*image_ids):
+    return [{"image_id": i, "width": 100, "height": 80, "annotations": []} for i in image_ids]
+
+
+@pytest.fixture
+def registered():
+    name = "proposals_of_a_test"
+    DatasetCatalog.register(name, lambda: make_records("a", "b"))
+    yield name
+    DatasetCatalog.remove(name)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MAPLOSS_CACHE", str(tmp_path / "cache"))
+
+
+def write_npz(path, ids=("a", "b", "c"), counts=(1, 0, 2)):
+    boxes = np.arange(4 * sum(counts), dtype=np.uint16).reshape(-1, 4)
+    np.savez(path, ids=np.array(ids), counts=np.array(counts, dtype=np.int32), boxes=boxes)
+    return str(path)
+
+
+def test_given_archive_is_converted_once_and_made_again_when_it_changes(tmp_path, registered):
+    npz = write_npz(tmp_path / "p.npz")
+    first = proposal_files_for([registered], [npz])
+    assert first == proposal_files_for([registered], [npz])
+    assert first[0].endswith(".pkl")
+    write_npz(npz, counts=(1, 1, 1))
+    assert proposal_files_for([registered], [npz]) != first
+
+
+def test_given_files_are_checked(tmp_path, registered):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pkl"):
+        proposal_files_for([registered], ["nowhere.pkl"])
+    with pytest.raises(ValueError, match="expected one per data set"):
+        proposal_files_for([registered], ["x.pkl", "y.pkl"])
+    with pytest.raises(ValueError, match=f"'{registered}' has no proposals of its own"):
+        proposal_files_for([registered], ())
+    path = str(tmp_path / "p.pkl")
+    write_proposals(path, ["a"], [np.zeros((0, 4))])
+    with pytest.raises(ValueError, match="no proposals for image 'b'"):
+        proposal_files_for([registered], [path])

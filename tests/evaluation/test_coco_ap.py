@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AP by COCO's rule, ours beside pycocotools'."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from maploss.evaluation.coco_ap import coco_ap
+from maploss.evaluation.coco_matching import match_coco
+from maploss.evaluation.detection_ap import Detections, Objects, evaluate_detections, mean_ap
+
+
+def random_scene(seed, num_images=8, num_classes=3, num_objects=40, num_detections=300):
+    """Objects that overlap each other, some difficult, some crowds; detections with ties."""
+    rng = np.random.default_rng(seed)
+    corner = rng.integers(0, 40, (num_objects, 2))
+    gt_boxes = np.concatenate([corner, corner + rng.integers(8, 40, (num_objects, 2))], axis=1)
+    near = gt_boxes[rng.integers(0, num_objects, num_detections)]
+    boxes = near + rng.integers(-4, 5, near.shape)
+    boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
+    kind = rng.random(num_objects)
+    objects = Objects(
+        boxes=torch.tensor(gt_boxes, dtype=torch.float32),
+        classes=torch.tensor(rng.integers(0, num_classes, num_objects)),
+        image_inds=torch.tensor(rng.integers(0, num_images, num_objects)),
+        is_difficult=torch.tensor(kind < 0.15),
+        is_crowd=torch.tensor(kind > 0.85),
+    )
+    detections = Detections(
+        boxes=torch.tensor(boxes, dtype=torch.float32),
+        scores=torch.tensor(rng.integers(0, 60, num_detections) / 7, dtype=torch.float32),
+        classes=torch.tensor(rng.integers(0, num_classes, num_detections)),
+        image_inds=torch.tensor(np.sort(rng.integers(0, num_images, num_detections))),
+    )
+    return detections, objects
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_ap_of_101_points_is_that_of_pycocotools(seed):
+    scene = random_scene(seed)
+    ours = mean_ap(evaluate_detections(*scene, 3))
+    theirs = coco_ap(*scene, 3)
+    assert 0 < theirs["AP50"] < 1
+    assert ours["AP50-coco101"] == pytest.approx(theirs["AP50"], abs=1e-6)
+    assert ours["AP-coco101"] == pytest.approx(theirs["AP"], abs=1e-6)
+
+
+@pytest.mark.parametrize("num_objects", [20, 100, 700])
+def test_a_recall_on_a_level_counts_as_in_pycocotools(num_objects):
+    """Every recall of i / 100 is reached exactly: rounding decides which levels count."""
+    scene = random_scene(0, 1, 1, num_objects, 0)
+    corner = 50.0 * torch.arange(num_objects)[:, None].expand(-1, 4)
+    boxes = corner + torch.tensor([0.0, 0, 10, 10])
+    images = torch.arange(num_objects) // 50  # fewer than 100 detections in each
+    objects = scene[1]._replace(boxes=boxes, image_inds=images)
+    objects = objects._replace(**{k: torch.zeros(num_objects) > 0 for k in objects._fields[3:]})
+    is_wrong = torch.arange(num_objects) % 3 == 1
+    detections = Detections(
+        torch.cat([boxes, boxes[is_wrong] + 20]),
+        torch.cat([torch.arange(num_objects), torch.arange(num_objects)[is_wrong]]).neg().float(),
+        torch.zeros(num_objects + int(is_wrong.sum()), dtype=torch.int64),
+        torch.cat([images, images[is_wrong]]),
+    )
+    ours = mean_ap(evaluate_detections(detections, objects, 1))
+    theirs = coco_ap(detections, objects, 1)
+    assert ours["AP50-coco101"] == pytest.approx(theirs["AP50"], abs=1e-9)
+
+
+def test_only_the_100_best_of_an_image_count():
+    boxes = torch.tensor([[0.0, 0, 10, 10]]) + 20 * torch.arange(102)[:, None]
+    detections = Detections(
+        boxes, -torch.arange(102.0), torch.zeros(102).long(), torch.zeros(102).long()
+    )
+    last, none = boxes[[100]], torch.tensor([False])
+    objects = Objects(last, torch.tensor([0]), torch.tensor([0]), none, none)
+    (result,) = evaluate_detections(detections, objects, 1)
+    assert result.ap["AP50-coco101"] == 0 == coco_ap(detections, objects, 1)["AP50"]
+    assert result.ap["AP50"] == pytest.approx(1 / 101)
+
+
+def test_a_detection_whose_best_object_is_taken_goes_to_the_next():
+    gt_boxes = np.array([[0.0, 0, 10, 10], [2, 0, 12, 10]])
+    boxes = np.array([[0.0, 0, 10, 10], [0.5, 0, 10.5, 10]])
+    zero, no = np.zeros(2, dtype=int), np.zeros(2, dtype=bool)
+    matched = match_coco(boxes, zero, gt_boxes, zero, no, no, [0.5, 0.9])
+    assert matched.tolist() == [[0, 1], [0, -1]]
+
+
+def test_without_objects_or_detections_pycocotools_has_nothing_to_say():
+    detections, objects = random_scene(0)
+    nothing = Objects(*(x[:0] for x in objects))
+    assert all(math.isnan(x) for x in coco_ap(detections, nothing, 3).values())
+    assert coco_ap(Detections(*(x[:0] for x in detections)), objects, 3)["AP"] == 0
+
+
+def test_small_medium_and_large_objects_are_told_apart():
+    sides = torch.tensor([20.0, 50.0, 150.0])
+    boxes = torch.stack([sides * 0, sides * 0, sides, sides], 1)
+    classes, images, no = torch.zeros(3).long(), torch.arange(3), torch.zeros(3) > 0
+    objects = Objects(boxes, classes, images, no, no)
+    detections = Detections(boxes[:2], torch.ones(2), classes[:2], images[:2])
+    found = coco_ap(detections, objects, 1)
+    assert [found[x] for x in ("APs", "APm", "APl")] == pytest.approx([1, 1, 0])
