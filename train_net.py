@@ -73,12 +73,12 @@ class Trainer(CheckedTrainer):
 
 def setup(args):
     """The frozen config of a run, with output folder, loggers and random seed set up."""
-    cfg = load_config(args.config_file, args.opts)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="maploss")
     try:
+        cfg = load_config(args.config_file, args.opts)
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="maploss")
         prepare_config(cfg, eval_only=args.eval_only)
     except (OSError, ValueError) as error:
-        # What is wrong lies in the user's files: one line names it, a traceback would hide it.
+        # What is wrong lies in the user's files or words: one line names it, a traceback hides it.
         sys.exit(f"error: {error}")
     cfg.freeze()
     default_setup(cfg, args)

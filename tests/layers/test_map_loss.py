@@ -217,6 +217,14 @@ def test_the_gradient_is_minus_ppd_over_k_times_map_plus_eps():
     torch.testing.assert_close(first, second * ratio)
 
 
+def test_out_of_log_space_the_loss_is_one_minus_map_and_the_gradient_that_of_map():
+    batch = random_batch(dtype=torch.float64)
+    _, in_log, stats = loss_and_gradient(batch, eps=0.5)
+    loss, gradient, _ = loss_and_gradient(batch, log_space=False)
+    assert float(loss) == pytest.approx(1 - float(stats.map))
+    torch.testing.assert_close(gradient, in_log * (float(stats.map) + 0.5))
+
+
 def test_the_order_of_the_windows_does_not_matter():
     batch = random_batch(dtype=torch.float64)
     _, gradient, _ = loss_and_gradient(batch)
@@ -295,6 +303,15 @@ def test_the_module_adds_the_fourth_power_of_the_scores():
     torch.testing.assert_close(scores.grad, 4e-3 * scores.detach() ** 3)
 
 
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_another_power_of_the_scores_can_be_asked_for(power):
+    batch = random_batch()
+    scores = batch.pop("scores")
+    losses, _ = MAPLoss(score_reg_weight=1e-3, score_reg_power=power)(scores, **batch)
+    expected = 1e-3 * float(scores.abs().pow(power).sum())
+    assert float(losses["loss_score_reg"]) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
@@ -311,6 +328,7 @@ def test_the_module_adds_the_fourth_power_of_the_scores():
         ({"eps": 0.0}, ValueError, "eps.*above 0.*got 0"),
         ({"estimator": "step"}, ValueError, "estimator.*mee, sde, pairs.*'step'"),
         ({"grad_clip": -1.0}, ValueError, "grad_clip.*above 0.*-1"),
+        ({"log_space": "no"}, TypeError, "log_space.*'no'"),
     ],
 )
 def test_bad_input_is_named(change, error, says):
@@ -325,6 +343,7 @@ def test_bad_input_is_named(change, error, says):
         ({"transitivity": "full"}, "transitivity.*'full'"),
         ({"pairing": "yes"}, "pairing.*'yes'"),
         ({"score_reg_weight": -1.0}, "score_reg_weight.*-1"),
+        ({"score_reg_power": 0.5}, "score_reg_power.*0.5"),
         ({"min_delta": float("nan")}, "min_delta.*nan"),
     ],
 )

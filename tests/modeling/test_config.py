@@ -68,14 +68,17 @@ def test_the_loss_gets_the_settings_of_the_config(tiny_cfg):
                 "PAIRING": "paired",
                 "MARGIN": 2.0,
                 "GRAD_CLIP": 0.0,
+                "LOG_SPACE": False,
                 "EPS": 0.03,
                 "SCORE_REG_WEIGHT": 2e-5,
+                "SCORE_REG_POWER": 2.0,
             }
         )
     )
     predictor = MAPOutputLayers(tiny_cfg, ShapeSpec(channels=2))
     assert predictor.test_nms_iou_thresh == 0.4
     assert predictor.map_loss.score_reg_weight == 2e-5
+    assert predictor.map_loss.score_reg_power == 2.0
     assert predictor.map_loss.settings == {
         "ap_type": "voc07",
         "nms_thresh": 0.4,
@@ -86,6 +89,7 @@ def test_the_loss_gets_the_settings_of_the_config(tiny_cfg):
         "pairing": "paired",
         "margin": 2.0,
         "grad_clip": None,
+        "log_space": False,
         "eps": 0.03,
     }
 

@@ -54,13 +54,17 @@ def _add_map_loss(cfg: CfgNode) -> None:
     # (paper, section 4.5; no value given); 1 / units of score; 0 = off. Not to be confused with
     # SOLVER.CLIP_GRADIENTS, which clips the gradients of parameters.
     cfg.MODEL.MAP_LOSS.GRAD_CLIP = 0.0
+    # True: the loss is -log(mAP + EPS); False: 1 - mAP (paper, section 4.5, Log-space).
+    cfg.MODEL.MAP_LOSS.LOG_SPACE = True
     # eps in -log(mAP + eps), in units of AP (paper, section 4.5; no value given). As large as 1,
     # the size of the gradient hardly depends on the minibatch's mAP, much as without the log.
     cfg.MODEL.MAP_LOSS.EPS = 1.0
-    # Weight of the sum of the fourth powers of all scores, 1 / (units of score)^4 (paper,
+    # Weight of the sum of the powers of all scores, 1 / (units of score)^SCORE_REG_POWER (paper,
     # section 4.5; no value given). It sums over windows and classes: more windows, more weight.
     # 0 = off.
     cfg.MODEL.MAP_LOSS.SCORE_REG_WEIGHT = 0.0
+    # The power (paper, section 4.5: 4; 2 in the ablation of section 5).
+    cfg.MODEL.MAP_LOSS.SCORE_REG_POWER = 4.0
 
 
 def _add_backbones(cfg: CfgNode) -> None:

@@ -24,16 +24,16 @@ def load_config(config_file: str, overrides: Sequence[str]) -> CfgNode:
         overrides: KEY VALUE KEY VALUE .., as on the command line.
 
     Raises:
-        ValueError: an override that is no KEY VALUE of the config.
+        ValueError: no such file, or what is no key of the config or has another type.
     """
     cfg = get_cfg()
     add_maploss_config(cfg)
-    if config_file:
-        cfg.merge_from_file(config_file)
     try:
+        if config_file:
+            cfg.merge_from_file(config_file)
         cfg.merge_from_list(list(overrides))
-    except (AssertionError, KeyError) as error:  # yacs asserts
-        raise ValueError(f"Overrides of the config {list(overrides)}: {error}") from error
+    except (AssertionError, KeyError) as error:  # fvcore and yacs assert
+        raise ValueError(f"Config {config_file!r} with {list(overrides)}: {error}") from error
     return cfg
 
 

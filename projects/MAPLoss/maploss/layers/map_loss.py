@@ -75,15 +75,17 @@ def map_loss(
     pairing: str = "paired",
     margin: float = 1.0,
     grad_clip: float | None = None,
+    log_space: bool = True,
     eps: float = 1.0,
 ) -> tuple[torch.Tensor, MAPLossStats]:
     """
     -log(mAP + eps) with mAP = sum of AP over the classes present / K, AP taken after NMS.
 
-    The gradient by a score is -PPD / (K (mAP + eps)), PPD the pseudo partial derivative of its
-    class's AP, each clipped to [-grad_clip, grad_clip] (Henderson & Ferrari 2016, sections 4.3 to
-    4.5). Classes without an object in the minibatch get none. Estimators "mee" and "sde" are the
-    paper's; "pairs", this project's own, takes :func:`pair_gradient` for the PPD.
+    The gradient by a score is -PPD / (K (mAP + eps)), or -PPD / K out of log space, PPD the pseudo
+    partial derivative of its class's AP, each clipped to [-grad_clip, grad_clip] (Henderson &
+    Ferrari 2016, sections 4.3 to 4.5). Classes without an object in the minibatch get none.
+    Estimators "mee" and "sde" are the paper's; "pairs", this project's own, takes
+    :func:`pair_gradient` for the PPD.
 
     Args:
         scores: (R, K) raw class scores, float32 or float64, without background. boxes: (R, 4) XYXY
@@ -94,7 +96,7 @@ def map_loss(
             "mee", "sde" or "pairs". transitivity: what windows that NMS suppresses get, see
             :func:`nms_ap_steps` for "mee" and "sde", :func:`pair_gradient` for "pairs". min_delta,
             pairing: for "mee" and "sde", see :func:`pseudo_gradient`. margin: for "pairs".
-            grad_clip: None for no clipping. eps: above 0.
+            grad_clip: None for no clipping. log_space: False for 1 - mAP. eps: above 0.
 
     Returns:
         The loss, 0-d of the scores' dtype, and :class:`MAPLossStats`.
@@ -113,6 +115,7 @@ def map_loss(
         pairing=pairing,
         margin=margin,
         grad_clip=grad_clip,
+        log_space=log_space,
         eps=eps,
     )
     objects = _check_input(
@@ -158,26 +161,29 @@ def map_loss(
             ppd[c] = pseudo_gradient(steps, detached[c], estimator, min_delta, pairing)
 
     mean_ap = ap_per_class.nansum() / max(num_classes, 1)
-    gradient = -ppd.t() / (num_classes * (mean_ap + eps)).to(scores.dtype)
+    scale = num_classes * (mean_ap + eps if log_space else torch.ones_like(mean_ap))
+    gradient = -ppd.t() / scale.to(scores.dtype)
     nonzero_share = _share(gradient != 0)
     clipped_share = torch.zeros_like(nonzero_share)
     if grad_clip is not None:
         clipped_share = _share(gradient.abs() > grad_clip)
         gradient = gradient.clamp(-grad_clip, grad_clip)
     up, down = gradient.clamp(max=0).sum(0).neg(), gradient.clamp(min=0).sum(0)
-    value = -torch.log(mean_ap + eps).to(scores.dtype)
-    loss = _WithGradient.apply(scores, value, gradient)
+    value = -torch.log(mean_ap + eps) if log_space else 1 - mean_ap
+    loss = _WithGradient.apply(scores, value.to(scores.dtype), gradient)
     return loss, MAPLossStats(mean_ap, ap_per_class, up, down, nonzero_share, clipped_share)
 
 
 class MAPLoss(torch.nn.Module):
     """
-    :func:`map_loss` and the fourth-power term that keeps scores from growing.
+    :func:`map_loss` and the term that keeps scores from growing.
 
-    L = -log(mAP + eps) + score_reg_weight * sum |s|^4 (Henderson & Ferrari 2016, section 4.5).
+    L = -log(mAP + eps) + score_reg_weight * sum |s|^score_reg_power (Henderson & Ferrari 2016,
+    section 4.5: the fourth power; 2 in its ablation).
 
     Args:
-        score_reg_weight: per score, 0 or more. The others are those of :func:`map_loss`.
+        score_reg_weight: per score, 0 or more. score_reg_power: 1 or more. The others are those of
+            :func:`map_loss`.
 
     Raises:
         ValueError: an unknown name or a number out of range, when it is built.
@@ -195,13 +201,18 @@ class MAPLoss(torch.nn.Module):
         pairing: str = "paired",
         margin: float = 1.0,
         grad_clip: float | None = None,
+        log_space: bool = True,
         eps: float = 1.0,
         score_reg_weight: float = 0.0,
+        score_reg_power: float = 4.0,
     ) -> None:
         super().__init__()
         if not 0 <= score_reg_weight < math.inf:
             raise ValueError(f"score_reg_weight: expected 0 or more, got {score_reg_weight}")
+        if not 1 <= score_reg_power < math.inf:
+            raise ValueError(f"score_reg_power: expected 1 or more, got {score_reg_power}")
         self.score_reg_weight = score_reg_weight
+        self.score_reg_power = score_reg_power
         self.settings: dict[str, Any] = {
             "ap_type": ap_type,
             "nms_thresh": nms_thresh,
@@ -212,6 +223,7 @@ class MAPLoss(torch.nn.Module):
             "pairing": pairing,
             "margin": margin,
             "grad_clip": grad_clip,
+            "log_space": log_space,
             "eps": eps,
         }
         _check_settings(**self.settings)
@@ -242,12 +254,17 @@ class MAPLoss(torch.nn.Module):
             **self.settings,
         )
         # In float64 and bounded, so that scores that have run away do not make it infinite.
-        fourth_powers = scores.double().clamp(-_LARGEST_SCORE, _LARGEST_SCORE).pow(4).sum()
-        score_reg = (self.score_reg_weight * fourth_powers).to(scores.dtype)
+        sizes = scores.double().clamp(-_LARGEST_SCORE, _LARGEST_SCORE).abs()
+        powers = sizes.pow(self.score_reg_power).sum()
+        score_reg = (self.score_reg_weight * powers).to(scores.dtype)
         return {"loss_map": loss, "loss_score_reg": score_reg}, stats
 
     def extra_repr(self) -> str:
-        settings = {**self.settings, "score_reg_weight": self.score_reg_weight}
+        settings = {
+            **self.settings,
+            "score_reg_weight": self.score_reg_weight,
+            "score_reg_power": self.score_reg_power,
+        }
         return ", ".join(f"{name}={value!r}" for name, value in settings.items())
 
 
@@ -262,8 +279,11 @@ def _check_settings(
     pairing: str,
     margin: float,
     grad_clip: float | None,
+    log_space: bool,
     eps: float,
 ) -> None:
+    if not isinstance(log_space, bool):
+        raise TypeError(f"log_space: expected True or False, got {log_space!r}")
     check_choice("ap_type", ap_type, AP_TYPES)
     check_choice("estimator", estimator, ESTIMATORS)
     levels = PAIR_TRANSITIVITIES if estimator == "pairs" else TRANSITIVITIES

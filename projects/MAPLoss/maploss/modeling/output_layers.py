@@ -187,8 +187,10 @@ class MAPOutputLayers(WindowOutputLayers):
             pairing=cfg.MODEL.MAP_LOSS.PAIRING,
             margin=cfg.MODEL.MAP_LOSS.MARGIN,
             grad_clip=cfg.MODEL.MAP_LOSS.GRAD_CLIP or None,
+            log_space=cfg.MODEL.MAP_LOSS.LOG_SPACE,
             eps=cfg.MODEL.MAP_LOSS.EPS,
             score_reg_weight=cfg.MODEL.MAP_LOSS.SCORE_REG_WEIGHT,
+            score_reg_power=cfg.MODEL.MAP_LOSS.SCORE_REG_POWER,
         )
         return ret
 
@@ -196,7 +198,7 @@ class MAPOutputLayers(WindowOutputLayers):
         self, outputs: torch.Tensor, windows: list[Instances], targets: list[Instances]
     ) -> dict[str, torch.Tensor]:
         """
-        loss_map = -log(mAP + eps) and loss_score_reg, see :class:`maploss.layers.MAPLoss`.
+        loss_map and loss_score_reg, see :class:`maploss.layers.MAPLoss`.
 
         The labels of the windows are not used: the loss matches them to the objects of each class.
         """
