@@ -8,7 +8,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from maploss.config import add_maploss_config
-from maploss.layers import MAPLoss
+from maploss.layers import MAPLoss, map_loss
 from maploss.modeling import MAPOutputLayers
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -99,7 +99,8 @@ def test_the_defaults_are_those_of_the_loss():
     add_maploss_config(cfg)
     cfg.MODEL.MAP_LOSS.pop("AP_TYPE")  # "auto" is known to the config only
     cfg.MODEL.MAP_LOSS.GRAD_CLIP = cfg.MODEL.MAP_LOSS.GRAD_CLIP or None  # 0 = off
-    for name, parameter in inspect.signature(MAPLoss.__init__).parameters.items():
-        if name.upper() in cfg.MODEL.MAP_LOSS:
-            assert cfg.MODEL.MAP_LOSS.pop(name.upper()) == parameter.default, name
+    for function in (map_loss, MAPLoss.__init__):
+        for name, parameter in inspect.signature(function).parameters.items():
+            if name.upper() in cfg.MODEL.MAP_LOSS:
+                assert cfg.MODEL.MAP_LOSS.pop(name.upper()) == parameter.default, name
     assert not cfg.MODEL.MAP_LOSS

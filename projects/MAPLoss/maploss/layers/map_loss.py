@@ -182,29 +182,15 @@ class MAPLoss(torch.nn.Module):
     section 4.5: the fourth power; 2 in its ablation).
 
     Args:
-        score_reg_weight: per score, 0 or more. score_reg_power: 1 or more. The others are those of
-            :func:`map_loss`.
+        score_reg_weight: per score, 0 or more. score_reg_power: 1 or more. settings: those of
+            :func:`map_loss`, with its defaults.
 
     Raises:
-        ValueError: an unknown name or a number out of range, when it is built.
+        ValueError, TypeError: an unknown setting or name, a number out of range, when it is built.
     """
 
     def __init__(
-        self,
-        *,
-        ap_type: str = "area",
-        nms_thresh: float = 0.3,
-        match_iou_thresh: float = 0.5,
-        estimator: str = "pairs",
-        min_delta: float = 0.5,
-        transitivity: str = "label_aware",
-        pairing: str = "paired",
-        margin: float = 1.0,
-        grad_clip: float | None = None,
-        log_space: bool = True,
-        eps: float = 1.0,
-        score_reg_weight: float = 0.0,
-        score_reg_power: float = 4.0,
+        self, *, score_reg_weight: float = 0.0, score_reg_power: float = 4.0, **settings: Any
     ) -> None:
         super().__init__()
         if not 0 <= score_reg_weight < math.inf:
@@ -213,19 +199,7 @@ class MAPLoss(torch.nn.Module):
             raise ValueError(f"score_reg_power: expected 1 or more, got {score_reg_power}")
         self.score_reg_weight = score_reg_weight
         self.score_reg_power = score_reg_power
-        self.settings: dict[str, Any] = {
-            "ap_type": ap_type,
-            "nms_thresh": nms_thresh,
-            "match_iou_thresh": match_iou_thresh,
-            "estimator": estimator,
-            "min_delta": min_delta,
-            "transitivity": transitivity,
-            "pairing": pairing,
-            "margin": margin,
-            "grad_clip": grad_clip,
-            "log_space": log_space,
-            "eps": eps,
-        }
+        self.settings: dict[str, Any] = {**(map_loss.__kwdefaults__ or {}), **settings}
         _check_settings(**self.settings)
 
     def forward(
