@@ -88,7 +88,7 @@ def test_resuming_keeps_the_momentum(run, tmp_path, monkeypatch):
         run("softmax", "--resume", opts=["SOLVER.MAX_ITER", "5"])
     assert len(seen) == len(buffers) > 0
     for key, state in buffers.items():
-        assert torch.equal(seen[key]["momentum_buffer"], state["momentum_buffer"])
+        assert torch.equal(seen[key]["exp_avg"], state["exp_avg"])
 
 
 def test_the_predictor_does_not_change_which_windows_train(run, monkeypatch):

@@ -28,7 +28,7 @@ REG = f"{LOSS}.SCORE_REG_WEIGHT"
 HALF = ["SOLVER.IMS_PER_BATCH=8", "SOLVER.MAX_ITER=1200", "SOLVER.STEPS=(900,)"]
 ROWS = [
     ("softmax", "softmax", []),
-    ("softmax, AdamW", "softmax", ["SOLVER.OPTIMIZER=AdamW", "SOLVER.BASE_LR=0.003"]),
+    ("softmax, SGD", "softmax", ["SOLVER.OPTIMIZER=SGD", "SOLVER.BASE_LR=0.1"]),
     ("softmax, 25% foreground", "softmax", ["MODEL.ROI_HEADS.POSITIVE_FRACTION=0.25"]),
     ("map", "map", []),
     ("map, kept windows only", "map", ["MODEL.MAP_LOSS.TRANSITIVITY=none"]),

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is wrong with a user's data stops train_net.py in one line, if possible before it trains."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import default_argument_parser
+from maploss.data.proposals import write_proposals
+
+import train_net
+from tests.conftest import REPOSITORY
+
+XML = """<annotation><size><width>64</width><height>48</height></size><object><name>cell</name>
+<bndbox><xmin>9</xmin><ymin>9</ymin><xmax>40</xmax><ymax>40</ymax></bndbox></object></annotation>"""
+COCO = {
+    "images": [{"id": 1, "file_name": "a.jpg", "width": 64, "height": 48}],
+    "categories": [{"id": 1, "name": "cell"}],
+    "annotations": [{"image_id": 1, "category_id": 1, "bbox": [8, 8, 30, 30]}],
+}
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder with one image, annotated both ways, and its windows."""
+    for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (tmp_path / folder).mkdir(parents=True)
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "JPEGImages/a.jpg"), image)
+    (tmp_path / "Annotations/a.xml").write_text(XML)
+    (tmp_path / "ImageSets/Main/train.txt").write_text("a\n")
+    (tmp_path / "JPEGImages/coco.json").write_text(json.dumps(COCO))
+    for image_id in ("a", 1):
+        windows = [[[8, 8, 40, 40], [0, 0, 20, 20], [30, 5, 60, 40]]]
+        write_proposals(str(tmp_path / f"windows_{image_id}.pkl"), [image_id], windows)
+    yield tmp_path
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        if "bad" in catalog:
+            catalog.remove("bad")
+
+
+def train(data, style="voc", **changes):
+    entry = {"NAME": "bad", "FORMAT": style, "ROOT": str(data), "SPLIT": "train"}
+    entry |= {"CLASSES": ["cell"]} if style == "voc" else {"SPLIT": "JPEGImages/coco.json"}
+    windows = f"('{data}/windows_{'a' if style == 'voc' else 1}.pkl',)"
+    settings = {
+        "DATASETS.DECLARED": str([entry]),
+        "DATASETS.TRAIN": "('bad',)",
+        "DATASETS.TEST": "('bad',)",
+        "DATASETS.PROPOSAL_FILES_TRAIN": windows,
+        "DATASETS.PROPOSAL_FILES_TEST": windows,
+        "MODEL.ROI_HEADS.NUM_CLASSES": "1",
+        "MODEL.SMALL_CONVNET.CHANNELS": "[4, 4, 4, 4]",
+        "MODEL.SMALL_CONVNET.NORM": "",
+        "SOLVER.IMS_PER_BATCH": "1",
+        "SOLVER.MAX_ITER": "1",
+        "SOLVER.STEPS": "()",
+        "DATALOADER.NUM_WORKERS": "0",
+        "OUTPUT_DIR": str(data / "output"),
+        **changes,
+    }
+    config = str(REPOSITORY / "configs/Shapes-Detection/map.yaml")
+    opts = [x for setting in settings.items() for x in setting]
+    args = default_argument_parser().parse_args(["--config-file", config, *opts])
+    return train_net.main(args)
+
+
+@pytest.mark.parametrize("style", ["voc", "coco"])
+def test_sound_data_of_ones_own_trains_and_is_judged_without_code(data, style):
+    results = train(data, style)
+    assert "AP50-cell" in results["bbox"]
+    assert ("coco" in results) == (style == "coco")
+
+
+def overwrite(name, content):
+    return lambda data: (data / name).write_text(content)
+
+
+def without(key, field):
+    return json.dumps({**COCO, key: [{k: v for k, v in COCO[key][0].items() if k != field}]})
+
+
+@pytest.mark.parametrize(
+    ("style", "spoil", "says"),
+    [
+        ("voc", overwrite("Annotations/a.xml", "<annotation>"), r"/Annotations/a\.xml: "),
+        ("voc", overwrite("Annotations/a.xml", XML.replace("cell", "cat")), r"'cat' in .*/a\.xml"),
+        ("voc", overwrite("ImageSets/Main/train.txt", "\n"), r"Empty split: .*/train\.txt"),
+        ("voc", overwrite("ImageSets/Main/train.txt", "b\n"), r"/b\.xml"),
+        (
+            "voc",
+            lambda data: write_proposals(str(data / "windows_a.pkl"), ["b"], [[[0, 0, 9, 9]]]),
+            r"/windows_a\.pkl: no proposals for image 'a'",
+        ),
+        ("coco", overwrite("JPEGImages/coco.json", "{"), r"/coco\.json: no readable json"),
+        ("coco", overwrite("JPEGImages/coco.json", "{}"), r"/coco\.json: .*'categories'"),
+        ("coco", overwrite("JPEGImages/coco.json", without("images", "width")), "'width'"),
+        ("coco", overwrite("JPEGImages/coco.json", without("annotations", "bbox")), "'bbox'"),
+        ("coco", overwrite("JPEGImages/coco.json", json.dumps(COCO | {"images": []})), "image"),
+    ],
+)
+def test_what_can_be_known_before_stops_with_one_line(data, monkeypatch, style, spoil, says):
+    spoil(data)
+    monkeypatch.setattr(train_net.Trainer, "run_step", lambda self: pytest.fail("it started"))
+    with pytest.raises(SystemExit, match=says) as stop:
+        train(data, style)
+    assert str(stop.value).startswith("error: ")
+    assert "\n" not in str(stop.value)
+    assert str(data) in str(stop.value)
+
+
+def test_a_truncated_jpeg_stops_training_with_its_name(data):
+    image = data / "JPEGImages/a.jpg"
+    image.write_bytes(image.read_bytes()[:1500])
+    with pytest.raises(OSError, match=r"^Cannot read image .*/a\.jpg: "):
+        train(data)
