@@ -12,9 +12,9 @@ import argparse
 import sys
 
 import maploss  # noqa: F401 (registers the data sets)
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from maploss.data import register_declared_datasets
+from detectron2.data import MetadataCatalog
 from maploss.data.check_dataset import check_coco, check_voc
+from maploss.data.declared import check_registered, register_declared_datasets
 from maploss.engine import load_config
 
 
@@ -30,8 +30,7 @@ def main() -> int:
     try:
         cfg = load_config(args.config_file, overrides)
         register_declared_datasets(cfg.DATASETS.DECLARED)
-        if args.dataset not in DatasetCatalog:
-            raise ValueError(f"No data set {args.dataset!r}: declare it in DATASETS.DECLARED")
+        check_registered(args.dataset)
         metadata = MetadataCatalog.get(args.dataset)
         if hasattr(metadata, "json_file"):
             problems = check_coco(metadata.json_file, metadata.image_root)

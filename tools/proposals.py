@@ -20,8 +20,8 @@ import maploss  # noqa: F401 (registers the data sets)
 import numpy as np
 from detectron2.data import DatasetCatalog
 from detectron2.utils.logger import setup_logger
-from maploss.data import register_declared_datasets
 from maploss.data.check_proposals import ProposalReport, check_proposals
+from maploss.data.declared import check_registered, register_declared_datasets
 from maploss.data.import_proposals import import_proposals
 from maploss.data.make_proposals import METHODS, make_proposals
 from maploss.engine import load_config
@@ -76,8 +76,7 @@ def main() -> int:
     try:
         cfg = load_config(args.config_file, overrides)
         register_declared_datasets(cfg.DATASETS.DECLARED)
-        if args.dataset not in DatasetCatalog:
-            raise ValueError(f"No data set {args.dataset!r}: declare it in DATASETS.DECLARED")
+        check_registered(args.dataset)
         records = DatasetCatalog.get(args.dataset)
         if args.command == "make":
             make_proposals(records, args.file, args.method, args.max_windows)

@@ -39,7 +39,7 @@ def test_a_number_of_classes_other_than_the_data_set_has_is_an_error(cfg, tiny_d
 
 def test_a_data_set_that_is_not_registered_is_named(cfg):
     cfg.DATASETS.TEST = ("nowhere",)
-    with pytest.raises(ValueError, match=r"no data set 'nowhere' .*DATASETS\.DECLARED"):
+    with pytest.raises(ValueError, match=r"No data set 'nowhere' .*DATASETS\.DECLARED"):
         prepare_config(cfg, eval_only=False)
 
 

@@ -44,6 +44,12 @@ def register_declared_datasets(declared: Sequence[dict]) -> None:
         _register(_checked(entry))
 
 
+def check_registered(name: str) -> None:
+    """Raises ValueError where there is no data set of this name."""
+    if name not in DatasetCatalog:
+        raise ValueError(f"No data set {name!r} is registered: declare it in DATASETS.DECLARED")
+
+
 def _checked(entry: dict) -> dict:
     """The entry with its defaults filled in."""
     where = "DATASETS.DECLARED"

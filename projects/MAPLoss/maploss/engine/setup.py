@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
 from ..config import add_maploss_config
-from ..data.declared import register_declared_datasets
+from ..data.declared import check_registered, register_declared_datasets
 from ..data.proposal_files import proposal_files_for
 
 logger = logging.getLogger(__name__)
@@ -83,10 +83,7 @@ def _use_available_device(cfg: CfgNode) -> None:
 
 
 def _check_dataset(dataset_name: str, num_classes: int) -> None:
-    if dataset_name not in DatasetCatalog:
-        raise ValueError(
-            f"DATASETS: no data set {dataset_name!r} is registered; declare it in DATASETS.DECLARED"
-        )
+    check_registered(dataset_name)
     classes = MetadataCatalog.get(dataset_name).get("thing_classes", None)
     if classes is not None and len(classes) != num_classes:
         raise ValueError(
