@@ -19,6 +19,7 @@ def entry(tmp_path):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "Annotations/a.xml").write_text(XML)
     (tmp_path / "ImageSets/Main/train.txt").write_text("a\n")
+    (tmp_path / "ImageSets/Main/val.txt").write_text("a\na\n")
     yield {
         "NAME": "declared_in_a_test",
         "FORMAT": "voc",
@@ -41,6 +42,11 @@ def test_a_declared_folder_is_a_data_set_with_its_classes_and_its_ap(entry):
     metadata = MetadataCatalog.get("declared_in_a_test")
     assert metadata.thing_classes == ["plate", "cell"]
     assert metadata.ap_type == "area"
+
+
+def test_the_split_that_is_declared_is_the_one_that_is_read(entry):
+    register_declared_datasets([{**entry, "SPLIT": "val"}])
+    assert len(DatasetCatalog.get("declared_in_a_test")) == 2
 
 
 def test_declaring_again_as_a_second_run_in_one_process_does_is_fine(entry):

@@ -124,23 +124,45 @@ def test_each_setting_reaches_the_layer_it_is_for(settings):
         assert not torch.allclose(gradient, loss_and_gradient(batch, **STEPS)[1])
 
 
-@pytest.mark.parametrize("transitivity", ["label_aware", "none"])
-def test_pairs_are_those_of_the_windows_after_nms(transitivity):
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"transitivity": "none"},
+        {"margin": 0.5},
+        {"nms_thresh": 0.5},
+        {"match_iou_thresh": 0.7},
+    ],
+    ids=str,
+)
+def test_pairs_are_those_of_the_windows_after_nms(changed):
     batch = random_batch(dtype=torch.float64)
-    settings = {"estimator": "pairs", "margin": 0.5, "transitivity": transitivity}
-    _, gradient, stats = loss_and_gradient(batch, **settings, eps=0.01)
+    given = {"transitivity": "label_aware", "margin": 1.0, "nms_thresh": 0.3}
+    given |= {"match_iou_thresh": 0.5, **changed}
+    _, gradient, stats = loss_and_gradient(batch, estimator="pairs", **given, eps=0.01)
     mine = batch["gt_classes"] == 0
-    matched = match_detections(
-        batch["boxes"], batch["image_ids"], batch["gt_boxes"][mine], batch["gt_image_ids"][mine]
-    )
+    windows = (batch["boxes"], batch["image_ids"])
+    objects = [batch[k][mine] for k in ("gt_boxes", "gt_image_ids", "gt_difficult")]
+    matched = match_detections(*windows, *objects, given["match_iou_thresh"])
     scores = batch["scores"][:, 0]
-    kept = nms_record(batch["boxes"], scores, batch["image_ids"], 0.3).is_kept
-    expected = -pair_gradient(
-        scores, matched, int(mine.sum()), kept, margin=0.5, transitivity=transitivity
-    )
+    kept = nms_record(batch["boxes"], scores, batch["image_ids"], given["nms_thresh"]).is_kept
+    settings = {k: given[k] for k in ("margin", "transitivity")}
+    expected = -pair_gradient(scores, matched, int((~objects[2]).sum()), kept, **settings)
     torch.testing.assert_close(gradient[:, 0], expected / (4 * (stats.map + 0.01)))
     assert gradient.any()
     assert gradient.sum(0).abs().max() < 1e-12
+    if changed:
+        default = loss_and_gradient(batch, estimator="pairs", eps=0.01)[1]
+        assert not torch.allclose(gradient, default)
+
+
+def test_ap_type_changes_the_value_of_pairs_and_not_the_direction():
+    batch = random_batch(dtype=torch.float64)
+    area, voc07 = (
+        loss_and_gradient(batch, ap_type=ap_type, log_space=False) for ap_type in ("area", "voc07")
+    )
+    assert float(area[0]) != float(voc07[0])
+    assert torch.equal(area[1], voc07[1])
 
 
 def test_pairs_know_two_levels_of_transitivity():
@@ -150,7 +172,8 @@ def test_pairs_know_two_levels_of_transitivity():
 
 def test_the_sums_of_the_gradient_are_told_for_each_class():
     batch = random_batch(dtype=torch.float64)
-    _, gradient, stats = loss_and_gradient(batch, **STEPS, pairing="none")
+    _, gradient, stats = loss_and_gradient(batch, **STEPS, pairing="none", grad_clip=0.01)
+    assert stats.clipped_share > 0
     torch.testing.assert_close(stats.up_per_class, (-gradient).clamp(min=0).sum(0))
     torch.testing.assert_close(stats.down_per_class, gradient.clamp(min=0).sum(0))
     assert (stats.up_per_class[:3] > 0).all()
@@ -295,7 +318,7 @@ def test_the_module_adds_the_fourth_power_of_the_scores():
     scores = batch.pop("scores").requires_grad_()
     losses, stats = module(scores, **batch)
     assert set(losses) == {"loss_map", "loss_score_reg"}
-    assert float(losses["loss_score_reg"]) == pytest.approx(
+    assert float(losses["loss_score_reg"].detach()) == pytest.approx(
         1e-3 * float(scores.detach().pow(4).sum())
     )
     assert 0 < float(stats.map) < 1
@@ -328,6 +351,8 @@ def test_another_power_of_the_scores_can_be_asked_for(power):
         ({"eps": 0.0}, ValueError, "eps.*above 0.*got 0"),
         ({"estimator": "step"}, ValueError, "estimator.*mee, sde, pairs.*'step'"),
         ({"grad_clip": -1.0}, ValueError, "grad_clip.*above 0.*-1"),
+        ({"margin": None}, TypeError, "margin|None"),
+        ({"eps": None}, TypeError, "eps|None"),
         ({"log_space": "no"}, TypeError, "log_space.*'no'"),
     ],
 )

@@ -73,9 +73,24 @@ def test_more_objects_than_there_are_is_an_error(num_gt):
         pair_gradient(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([0, -1, 1]), num_gt)
 
 
-def test_a_margin_that_is_not_above_0_is_named():
-    with pytest.raises(ValueError, match=r"margin.*got -1"):
-        pair_gradient(torch.zeros(2), torch.tensor([0, -1]), 1, margin=-1.0)
+def test_objects_of_hidden_windows_count_too():
+    is_kept = torch.tensor([True, True, False])
+    with pytest.raises(ValueError, match=r"num_gt.*2 objects.*got 1"):
+        pair_gradient(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([0, -1, 1]), 1, is_kept)
+
+
+@pytest.mark.parametrize("margin", [-1.0, 0.0, 1e-50, float("inf"), float("nan")])
+def test_a_margin_out_of_range_is_named(margin):
+    with pytest.raises(ValueError, match=rf"margin.*got {margin}"):
+        pair_gradient(torch.zeros(2), torch.tensor([0, -1]), 1, margin=margin)
+
+
+def test_scores_that_are_not_finite_and_masks_that_are_none_are_named():
+    matched = torch.tensor([0, -1])
+    with pytest.raises(FloatingPointError, match=r"scores.*1 of 2"):
+        pair_gradient(torch.tensor([0.0, float("nan")]), matched, 1)
+    with pytest.raises(TypeError, match=r"is_kept.*bool.*int64"):
+        pair_gradient(torch.zeros(2), matched, 1, torch.ones(2, dtype=torch.int64))
 
 
 def hidden_list(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -20,6 +20,19 @@ def test_the_size_and_the_offset_of_a_windows_features_do_not_matter(head):
     torch.testing.assert_close(head(features * scale + scale), head(features), atol=1e-4, rtol=1e-4)
 
 
+def test_what_reaches_the_layers_has_mean_0_and_variance_1_over_the_whole_window(head):
+    seen = []
+    next(x for x in head.modules() if isinstance(x, torch.nn.Linear)).register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].flatten(1))
+    )
+    channels = torch.tensor([0.0, 5.0, -3.0])[:, None, None]
+    head(torch.randn(4, 3, 2, 2) + channels)
+    torch.testing.assert_close(seen[0].mean(1), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen[0].var(1, unbiased=False), torch.ones(4), atol=1e-4, rtol=0)
+    # Not channel by channel: which channels are strong is what tells objects apart.
+    assert (seen[0].view(4, 3, 4).mean(2)[:, 1] > 0.3).all()
+
+
 def test_features_without_any_spread_and_no_window_at_all_are_fine(head):
     assert head(torch.full((2, 3, 2, 2), 7.0)).isfinite().all()
     assert head(torch.zeros(0, 3, 2, 2)).shape == (0, 5)

@@ -69,22 +69,36 @@ def write_metrics(folder, shift: float, names) -> Path:
 
 
 def test_metric_curves_have_a_panel_for_each_thing_logged(tmp_path):
-    softmax = [write_metrics(tmp_path / f"s-{i}", i, ["bbox/AP50"]) for i in (1, 2)]
-    names = ["bbox/AP50", "map/minibatch_map", "map/gradient_up", "map/gradient_down"]
-    both = {"softmax": softmax, "map": [write_metrics(tmp_path / "m-1", 3, names)]}
-    widths = []
-    for runs in ({"softmax": softmax}, both):
-        draw_metric_curves(str(tmp_path / "curves.png"), runs)
-        image = cv2.imread(str(tmp_path / "curves.png"))
-        assert image.std() > 1
-        widths.append(image.shape[1])
-    assert widths[1] == pytest.approx(3 * widths[0], abs=3)
+    softmax = [write_metrics(tmp_path / f"s-{i}", i, ["bbox/AP50"]) for i in (1, 2, 6)]
+    names = ["bbox/AP50", "map/minibatch_map", "map/gradient_up"]
+    one = write_metrics(tmp_path / "m-1", 3, names)
+    lines = [json.loads(line) for line in one.read_text().splitlines()]
+    down = [json.dumps({**line, "map/gradient_down": 2 * line["iteration"]}) for line in lines]
+    one.write_text("\n".join(down))
+    path = str(tmp_path / "curves.png")
+    assert len(draw_metric_curves(path, {"softmax": softmax}).axes) == 1
+    figure = draw_metric_curves(path, {"softmax": softmax, "map": [one]})
+    assert cv2.imread(path).std() > 1
+    # The empty lines are those of the legend.
+    curves = [
+        [(x.get_linestyle(), *x.get_xydata().tolist()) for x in a.lines if len(x.get_xdata())]
+        for a in figure.axes
+    ]
+    ap = [("-", [10, 12], [20, 22], [30, 32]), ("-", [10, 12], [20, 22], [30, 32])]
+    assert curves[0] == ap  # mean of 10, 11, 15; and 9 + 3
+    assert curves[1] == [("-", [10, 1200], [20, 2200], [30, 3200])]
+    assert curves[2] == [("-", [10, 12], [20, 22], [30, 32]), ("--", [10, 18], [20, 38], [30, 58])]
+    (band,) = figure.axes[0].collections  # one run has no spread
+    corners = band.get_paths()[0].vertices.tolist()
+    assert [10, 10] in corners
+    assert [10, 15] in corners
 
 
 def test_metric_curves_without_a_curve_or_of_another_file_are_refused(tmp_path):
     empty = write_metrics(tmp_path / "e-1", 0, ["time"])
     with pytest.raises(ValueError, match="No curve"):
         draw_metric_curves(str(tmp_path / "curves.png"), {"e": [empty]})
-    empty.write_text("no json")
-    with pytest.raises(ValueError, match=r"metrics\.json: expected one JSON"):
-        draw_metric_curves(str(tmp_path / "curves.png"), {"e": [empty]})
+    for text in ("no json", "3", '{"loss": 1}'):
+        empty.write_text(text)
+        with pytest.raises(ValueError, match=r"metrics\.json: expected .*JSON"):
+            draw_metric_curves(str(tmp_path / "curves.png"), {"e": [empty]})

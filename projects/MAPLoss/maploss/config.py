@@ -29,7 +29,8 @@ def _add_map_loss(cfg: CfgNode) -> None:
     cfg.MODEL.MAP_LOSS = CfgNode()
     # How AP weighs recall: "area" (VOC 2010 and later), "voc07" (11 points), "coco101" (101
     # points), or "auto": `ap_type` in the metadata of the first training set, so that training
-    # matches the evaluation (paper, section 5, Settings).
+    # matches the evaluation (paper, section 5, Settings). The gradient of ESTIMATOR "pairs" is that
+    # of "area" with any of them.
     cfg.MODEL.MAP_LOSS.AP_TYPE = "auto"
     # IoU, in [0, 1], above which a window matches an object (paper, section 2.2: .5).
     cfg.MODEL.MAP_LOSS.MATCH_IOU_THRESH = 0.5

@@ -15,7 +15,7 @@ from .checks import check_choice, check_int64, check_scores, check_shape
 from .match_detections import match_detections
 from .nms_ap_steps import TRANSITIVITIES, nms_ap_steps
 from .nms_record import find_overlaps, nms_record
-from .pair_gradient import PAIR_TRANSITIVITIES, pair_gradient
+from .pair_gradient import PAIR_TRANSITIVITIES, check_margin, pair_gradient
 from .pseudo_gradient import ESTIMATORS as STEP_ESTIMATORS
 from .pseudo_gradient import PAIRINGS, pseudo_gradient
 
@@ -85,7 +85,8 @@ def map_loss(
     partial derivative of its class's AP, each clipped to [-grad_clip, grad_clip] (Henderson &
     Ferrari 2016, sections 4.3 to 4.5). Classes without an object in the minibatch get none.
     Estimators "mee" and "sde" are the paper's; "pairs", this project's own, takes
-    :func:`pair_gradient` for the PPD.
+    :func:`pair_gradient` for the PPD, which weighs recall by area whatever `ap_type` says: that
+    then changes the value only.
 
     Args:
         scores: (R, K) raw class scores, float32 or float64, without background. boxes: (R, 4) XYXY
@@ -266,9 +267,12 @@ def _check_settings(
     for name, thresh in (("nms_thresh", nms_thresh), ("match_iou_thresh", match_iou_thresh)):
         if not 0 <= thresh <= 1:
             raise ValueError(f"{name}: expected a number in [0, 1], got {thresh}")
-    numbers = {"min_delta": min_delta, "margin": margin, "grad_clip": grad_clip, "eps": eps}
+    check_margin(margin)
+    numbers = {"min_delta": min_delta, "eps": eps}
+    if grad_clip is not None:
+        numbers["grad_clip"] = grad_clip
     for name, value in numbers.items():
-        if value is not None and not 0 < value < math.inf:
+        if not 0 < value < math.inf:
             raise ValueError(f"{name}: expected a number above 0, got {value}")
 
 

@@ -14,6 +14,14 @@ from .checks import check_choice, check_shape
 _BLOCK = 1024
 
 PAIR_TRANSITIVITIES = ("label_aware", "none")
+# Beyond these float32 scores underflow or overflow.
+_LEAST_MARGIN, _LARGEST_MARGIN = 1e-6, 1e6
+
+
+def check_margin(margin: float) -> None:
+    """Raises ValueError for a margin out of range."""
+    if not _LEAST_MARGIN <= margin <= _LARGEST_MARGIN:
+        raise ValueError(f"margin: expected {_LEAST_MARGIN:g} to {_LARGEST_MARGIN:g}, got {margin}")
 
 
 @torch.no_grad()
@@ -27,7 +35,8 @@ def pair_gradient(
     transitivity: str = "label_aware",
 ) -> torch.Tensor:
     """
-    What raises AP after NMS, as one push apart for each pair of a true and a false positive.
+    What raises AP after NMS, as one push apart for each pair of a true and a false positive that
+    are in the wrong order or closer than the margin.
 
     Without interpolation, 1 - AP is a sum over such pairs: the precision at true positive i lacks
     1 / rank_i for each false positive above it. With H(x) = clamp(x / (2 margin) + 1/2, 0, 1)
@@ -48,34 +57,35 @@ def pair_gradient(
     Args:
         scores: (R,) float. matched_gt: (R,) int64, index of the object matched, -1 for none, -2 for
             a difficult object. num_gt: objects without the difficult ones. is_kept: (R,) bool, what
-            NMS keeps; None means all. margin: in units of the scores, above 0; a true positive is
-            safe from false positives so far below it. transitivity: "label_aware" or "none".
+            NMS keeps; None means all. margin: in units of the scores, 1e-6 to 1e6; a true positive
+            is safe from false positives so far below it. transitivity: "label_aware" or "none".
 
     Returns:
         (R,) of the scores' dtype: the direction in which AP rises.
 
     Raises:
-        ValueError, TypeError: a wrong shape or dtype, a margin not above 0, an unknown name.
+        ValueError, TypeError: a wrong shape or dtype, more objects than num_gt, a margin out of
+            range, an unknown name.
         FloatingPointError: a score that is not finite.
     """
     check_detections(scores, matched_gt, num_gt)
     check_choice("transitivity", transitivity, PAIR_TRANSITIVITIES)
-    if not margin > 0:
-        raise ValueError(f"margin: expected more than 0, got {margin}")
+    check_margin(margin)
     if is_kept is None:
         is_kept = torch.ones_like(matched_gt, dtype=torch.bool)
     check_shape("is_kept", is_kept, (len(scores),))
+    if is_kept.dtype != torch.bool:
+        raise TypeError(f"is_kept: expected dtype torch.bool, got {is_kept.dtype}")
+    num_found = len(matched_gt[matched_gt >= 0].unique())
+    if num_found > num_gt:
+        raise ValueError(f"num_gt: expected at least the {num_found} objects found, got {num_gt}")
     gradient = torch.zeros_like(scores)
     kept = is_kept.nonzero().squeeze(1)
     ranked = rank_detections(scores[kept], matched_gt[kept])
     tps, fps = kept[ranked.order[ranked.is_tp]], kept[ranked.order[~ranked.is_tp]]
-    if len(tps) > num_gt:
-        raise ValueError(f"num_gt: expected at least the {len(tps)} objects detected, got {num_gt}")
     pushed = tps
     if transitivity == "label_aware":
         pushed = torch.cat([tps, (~is_kept & (matched_gt >= 0)).nonzero().squeeze(1)])
-    if not len(pushed) or not len(fps):
-        return gradient
     place = torch.argsort(torch.argsort(scores, descending=True, stable=True))
     for some in pushed.split(_BLOCK):
         is_better = (place[tps] < place[some][:, None]) & (

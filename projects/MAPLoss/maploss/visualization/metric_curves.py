@@ -22,7 +22,7 @@ _PANELS = (
 )
 
 
-def draw_metric_curves(path: str, runs: Mapping[str, Sequence[Path]]) -> None:
+def draw_metric_curves(path: str, runs: Mapping[str, Sequence[Path]]) -> Figure:
     """
     Draws test AP50, mAP of the minibatch and the sums of the gradient over iterations.
 
@@ -32,6 +32,9 @@ def draw_metric_curves(path: str, runs: Mapping[str, Sequence[Path]]) -> None:
     Args:
         path: where the PNG is written. runs: for each label the metrics.json of its runs, which
             logged at the same iterations.
+
+    Returns:
+        The figure that was written.
 
     Raises:
         ValueError: no run has any of the curves, or a file is not one JSON object a line.
@@ -66,13 +69,18 @@ def draw_metric_curves(path: str, runs: Mapping[str, Sequence[Path]]) -> None:
         handles=handles, loc="outside lower center", ncols=min(len(logs), columns), frameon=False
     )
     figure.savefig(path)
+    return figure
 
 
 def _read(path: Path) -> list[dict]:
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
     except ValueError as error:
         raise ValueError(f"{path}: expected one JSON object a line ({error})") from error
+    for line in lines:
+        if not isinstance(line, dict) or "iteration" not in line:
+            raise ValueError(f"{path}: expected JSON objects with 'iteration', got {line!r}")
+    return lines
 
 
 def _draw(
