@@ -39,7 +39,7 @@ ROWS = [
             [f"MODEL.MAP_LOSS.ESTIMATOR={estimator}", f"MODEL.MAP_LOSS.TRANSITIVITY={level}"],
         )
         for estimator in ("mee", "sde")
-        for level in ("exact", "label_aware", "paper")
+        for level in ("exact", "label_aware", "paper", "none")
     ),
     ("map, sde, exact, unpaired", "map_steps", ["MODEL.MAP_LOSS.PAIRING=none"]),
     ("map, 25% foreground", "map", ["MODEL.ROI_HEADS.POSITIVE_FRACTION=0.25"]),
