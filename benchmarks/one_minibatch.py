@@ -8,8 +8,9 @@ Features are pooled once from a backbone that stays as it is; only the head trai
 start, by the config's optimizer without its schedule: softmax, pairs, and the nearest steps with
 each estimator, pairing and transitivity. SOLVER.IMS_PER_BATCH images. Prints a table in Markdown:
 mAP of the minibatch on itself; what pushes scores up and down at the first update, summed over
-windows and classes; the largest score at the end; the cosine between the change of scores that the
-gradient asked for and the one that the shared weights made of it, mean over all updates.
+windows and classes, and the percentage of it that falls to the one class with the most; the largest
+score at the end; the cosine between the change of scores that the gradient asked for and the one
+that the shared weights made of it, mean over all updates.
 """
 
 import argparse
@@ -71,12 +72,12 @@ class OneMinibatch:
             )
 
     def train(self, cfg: CfgNode, updates: int) -> list[float]:
-        """mAP in percent at some updates, both sums, the largest score at the end, the cosine."""
+        """mAP in percent at some updates, sums, the largest share and score, the cosine."""
         torch.manual_seed(cfg.SEED)
         heads = build_roi_heads(cfg, self.feature_shapes)
         predictor, optimizer = heads.box_predictor, build_optimizer(cfg, heads)
         watcher = _watcher(cfg, heads.box_head.output_shape)
-        curve, cosines, sums = [], [], [float("nan")] * 2
+        curve, cosines, sums = [], [], []
         before = asked = None
         for update in range(updates + 1):
             outputs = predictor(heads.box_head(self.pooled))
@@ -95,7 +96,10 @@ class OneMinibatch:
             sum(losses.values()).backward()
             asked = -outputs.grad
             if update == 0:
-                sums = [float(asked.clamp(min=0).sum()), float(-asked.clamp(max=0).sum())]
+                per_class = asked.abs().sum(0)[: cfg.MODEL.ROI_HEADS.NUM_CLASSES]
+                share = 100 * per_class.max() / per_class.sum()
+                up, down = asked.clamp(min=0).sum(), -asked.clamp(max=0).sum()
+                sums = [float(up), float(down), float(share)]
             optimizer.step()
         return [*curve, *sums, float(outputs.detach().abs().max()), sum(cosines) / len(cosines)]
 
@@ -134,10 +138,11 @@ def main() -> None:
         try:
             rows.append([*cells, *minibatch.train(variant, args.updates)])
         except FloatingPointError:
-            rows.append([*cells, *[float("nan")] * (_SHOWN + 5)])
+            rows.append([*cells, *[float("nan")] * (_SHOWN + 6)])
     after = [f"mAP after {args.updates * i // _SHOWN}" for i in range(_SHOWN + 1)]
-    headers = ["loss", "pairing", "transitivity", *after, "up", "down", "largest score", "cosine"]
-    floats = ("", "", "", *[".1f"] * len(after), ".2f", ".2f", ".1f", ".3f")
+    watched = ["up", "down", "one class, %", "largest score", "cosine"]
+    headers = ["loss", "pairing", "transitivity", *after, *watched]
+    floats = ("", "", "", *[".1f"] * len(after), ".2f", ".2f", ".0f", ".1f", ".3f")
     print(tabulate(rows, headers, tablefmt="github", floatfmt=floats))
 
 
