@@ -2,7 +2,7 @@
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
-from maploss.modeling import NormalizedConvFCHead
+from maploss.modeling import FullyConnectedHead, NormalizedConvFCHead
 
 
 @pytest.fixture
@@ -44,3 +44,31 @@ def test_a_config_names_it(tiny_cfg):
     tiny_cfg.MODEL.ROI_BOX_HEAD.NAME = "NormalizedConvFCHead"
     built = build_box_head(tiny_cfg, ShapeSpec(channels=4, height=2, width=2))
     assert type(built) is NormalizedConvFCHead
+
+
+def make_head(fc_dims=(6, 5), dropout=0.5):
+    return FullyConnectedHead(
+        ShapeSpec(channels=3, height=2, width=2), fc_dims=fc_dims, dropout=dropout
+    )
+
+
+def test_fc6_and_fc7_drop_outputs_in_training_only():
+    torch.manual_seed(0)
+    features = torch.randn(4, 3, 2, 2)
+    head = make_head(fc_dims=(6, 5)).eval()
+    expected = head.fc7(head.fc6(features.flatten(1)).relu()).relu()
+    torch.testing.assert_close(head(features), expected)
+    assert head.output_shape.channels == 5
+    head = make_head(fc_dims=(1000,))
+    expected = head.eval()(features)
+    trained = head.train()(features)
+    is_kept = trained > 0
+    assert 0.4 < is_kept[expected > 0].float().mean() < 0.6
+    torch.testing.assert_close(trained[is_kept], 2 * expected[is_kept])
+
+
+def test_a_head_without_layers_or_with_a_wrong_share_is_refused():
+    with pytest.raises(ValueError, match="fc_dims: expected the width of at least one layer"):
+        make_head(fc_dims=())
+    with pytest.raises(ValueError, match=r"dropout: expected a share in \[0, 1\), got 1.0"):
+        make_head(dropout=1.0)

@@ -74,6 +74,15 @@ def _add_backbones(cfg: CfgNode) -> None:
     # Any of "conv1" (stride 2), "fire2" to "fire4" (4), "fire5" to "fire8" (8), "fire9" (16).
     cfg.MODEL.SQUEEZENET.OUT_FEATURES = ["fire9"]
 
+    # The networks of Fast R-CNN: "alexnet", "caffenet" (S), "vgg_cnn_m_1024" (M), "vgg16" (L).
+    # MODEL.BACKBONE.FREEZE_AT: 0 freezes nothing, n all of conv1 to conv<n>.
+    cfg.MODEL.PLAIN_CONVNET = CfgNode()
+    cfg.MODEL.PLAIN_CONVNET.NETWORK = "vgg16"
+    # Their fc6 and fc7, MODEL.ROI_BOX_HEAD.NAME "FullyConnectedHead": widths, and the share of
+    # outputs dropped in training.
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIMS = [4096, 4096]
+    cfg.MODEL.ROI_BOX_HEAD.DROPOUT = 0.5
+
     # A few convolutions 3 x 3 trained from scratch; output "conv<number of stages>".
     cfg.MODEL.SMALL_CONVNET = CfgNode()
     # Output channels of each stage.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Around the training loop: what is settled before, and what is told meanwhile."""
 
+from . import torchvision_weights as torchvision_weights  # registers a path
 from .checkpoints import load_for_evaluation
 from .optimizer import build_optimizer
 from .progress_writer import ProgressWriter

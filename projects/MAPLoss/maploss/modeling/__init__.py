@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The detector. Importing it registers its parts with Detectron2."""
 
-from .box_head import NormalizedConvFCHead
+from .box_head import FullyConnectedHead, NormalizedConvFCHead
 from .meta_arch import MAPRCNN
 from .output_layers import MAPOutputLayers, SoftmaxOutputLayers
+from .plain_convnet import PlainConvNet
 from .roi_heads import MAPROIHeads, SoftmaxROIHeads
 from .small_convnet import SmallConvNet
 from .squeezenet import SqueezeNet
 
 __all__ = [
     "MAPRCNN",
+    "FullyConnectedHead",
     "MAPOutputLayers",
     "MAPROIHeads",
     "NormalizedConvFCHead",
+    "PlainConvNet",
     "SmallConvNet",
     "SoftmaxOutputLayers",
     "SoftmaxROIHeads",

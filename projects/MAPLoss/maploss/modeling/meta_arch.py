@@ -5,6 +5,8 @@ import torch
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.structures import Instances
 
+from .plain_convnet import PlainConvNet
+
 _PARTS = ("backbone.", "proposal_generator.", "roi_heads.")
 
 
@@ -13,15 +15,15 @@ class MAPRCNN(GeneralizedRCNN):
     """
     GeneralizedRCNN for precomputed windows.
 
-    It checks its input, and it loads the plain weights of a backbone too: in a state dict in which
-    no key begins with the name of a part, all keys are taken to be the backbone's, so that
-    MODEL.WEIGHTS can be a file of torchvision's.
+    It checks its input, and it loads the plain weights of a classifier too: in a state dict in
+    which no key begins with the name of a part, all keys are taken to be the backbone's, or fc6's
+    and fc7's, so that MODEL.WEIGHTS can be a file of torchvision's or one converted from Caffe.
     """
 
     def __init__(self, *args, **kwargs):
         """Args: as GeneralizedRCNN, either a cfg or its parts."""
         super().__init__(*args, **kwargs)
-        self._register_load_state_dict_pre_hook(self._take_backbone_weights)
+        self._register_load_state_dict_pre_hook(self._take_pretrained_weights)
 
     def forward(self, batched_inputs: list[dict]):
         """
@@ -72,20 +74,31 @@ class MAPRCNN(GeneralizedRCNN):
                 return f"objects of classes 0 to {last}, got {classes.unique().tolist()}"
         return ""
 
-    def _take_backbone_weights(self, state_dict: dict, prefix: str, *_) -> None:
-        keys = [key for key in state_dict if key.startswith(prefix)]
-        if not keys or any(key[len(prefix) :].startswith(_PARTS) for key in keys):
+    def _take_pretrained_weights(self, state_dict: dict, prefix: str, *_) -> None:
+        keys = [key[len(prefix) :] for key in state_dict if key.startswith(prefix)]
+        if not keys or any(key.startswith(_PARTS) for key in keys):
             return
-        own = {prefix + "backbone." + key for key in self.backbone.state_dict()}
-        renamed = {key: prefix + "backbone." + key[len(prefix) :] for key in keys}
-        if own.isdisjoint(renamed.values()):
+        names = dict(zip(keys, keys, strict=True))
+        if isinstance(self.backbone, PlainConvNet):
+            names = self.backbone.pretrained_names(keys)
+        own = self.state_dict()
+        taken, misfits = {}, []
+        for key, name in names.items():
+            # What the model does not have, such as the classes of ImageNet, is not wanted.
+            value = state_dict.pop(prefix + key)
+            for new_key in ("backbone." + name, "roi_heads.box_head." + name):
+                if new_key not in own:
+                    continue
+                taken[prefix + new_key] = value
+                if value.shape != own[new_key].shape:
+                    shapes = f"{tuple(own[new_key].shape)}, got {tuple(value.shape)}"
+                    misfits.append(f"{new_key} ({key}): expected {shapes}")
+        if not any(key.startswith(prefix + "backbone.") for key in taken):
             raise ValueError(
                 f"weights: expected keys of the model or of its backbone such as "
                 f"{next(iter(self.backbone.state_dict()))!r}, got {keys[0]!r} and "
                 f"{len(keys) - 1} others that fit neither"
             )
-        for key, new_key in renamed.items():
-            # What the backbone does not have, such as the classifier, is not wanted.
-            value = state_dict.pop(key)
-            if new_key in own:
-                state_dict[new_key] = value
+        if misfits:
+            raise ValueError("weights of other shapes: " + "; ".join(misfits))
+        state_dict.update(taken)
