@@ -82,6 +82,9 @@ def _add_backbones(cfg: CfgNode) -> None:
     # outputs dropped in training.
     cfg.MODEL.ROI_BOX_HEAD.FC_DIMS = [4096, 4096]
     cfg.MODEL.ROI_BOX_HEAD.DROPOUT = 0.5
+    # Ranks of the box head's linear layers, [1024, 256] for VGG16 in Fast R-CNN (section 4.4); 0
+    # leaves a layer whole, [] all. tools/compress_model.py makes such checkpoints.
+    cfg.MODEL.ROI_BOX_HEAD.SVD_RANKS = []
 
     # A few convolutions 3 x 3 trained from scratch; output "conv<number of stages>".
     cfg.MODEL.SMALL_CONVNET = CfgNode()

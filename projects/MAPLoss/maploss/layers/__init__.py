@@ -7,12 +7,14 @@ from .nms_ap_steps import nms_ap_steps
 from .nms_record import NMSRecord, nms_record
 from .pair_gradient import pair_gradient
 from .pseudo_gradient import exact_steps, pseudo_gradient
+from .truncated_svd import ThinLinear, truncated_svd
 
 __all__ = [
     "MAPLoss",
     "MAPLossStats",
     "NMSRecord",
     "Steps",
+    "ThinLinear",
     "ap_steps",
     "average_precision",
     "exact_steps",
@@ -23,4 +25,5 @@ __all__ = [
     "pair_gradient",
     "precision_recall",
     "pseudo_gradient",
+    "truncated_svd",
 ]

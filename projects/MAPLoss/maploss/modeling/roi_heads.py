@@ -16,6 +16,7 @@ from detectron2.structures import ImageList, Instances, pairwise_ioa, pairwise_i
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
+from .compression import make_thin
 from .output_layers import MAPOutputLayers, SoftmaxOutputLayers
 
 
@@ -82,6 +83,8 @@ class WindowROIHeads(ROIHeads):
         box_head = build_box_head(
             cfg, ShapeSpec(channels=channels, height=resolution, width=resolution)
         )
+        if cfg.MODEL.ROI_BOX_HEAD.SVD_RANKS:
+            make_thin(box_head, cfg.MODEL.ROI_BOX_HEAD.SVD_RANKS)
         ret["box_head"] = box_head
         # The last part to be built: all before it starts the same for every predictor.
         ret["box_predictor"] = cls.predictor_class(cfg, box_head.output_shape)
