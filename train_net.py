@@ -28,6 +28,7 @@ from maploss.engine import (
     load_config,
     load_for_evaluation,
     prepare_config,
+    train_only,
 )
 from maploss.evaluation import APEvaluator
 
@@ -40,7 +41,9 @@ class Trainer(CheckedTrainer):
         # A predictor with more outputs draws more random numbers. Without this, which images and
         # windows train would depend on the predictor.
         with torch.random.fork_rng(devices=[]):
-            return super().build_model(cfg)
+            model = super().build_model(cfg)
+        train_only(model, cfg.MODEL.TRAIN_ONLY)
+        return model
 
     build_optimizer = staticmethod(build_optimizer)
 

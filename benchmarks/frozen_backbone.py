@@ -140,6 +140,7 @@ def build(cfg: CfgNode, seed: int) -> nn.Module:
     cfg.SEED = seed
     torch.manual_seed(seed)
     model = build_model(cfg)
+    engine.set_box_targets(model, cfg)
     DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     if any(p.requires_grad for p in model.backbone.parameters()):
         raise ValueError("MODEL.BACKBONE.FREEZE_AT: expected all layers frozen, got some not")

@@ -27,7 +27,7 @@ from maploss.layers.nms_ap_steps import TRANSITIVITIES
 from maploss.layers.pair_gradient import PAIR_TRANSITIVITIES
 from maploss.layers.pseudo_gradient import ESTIMATORS, PAIRINGS
 from maploss.modeling import MAPOutputLayers
-from maploss.modeling.output_layers import WindowOutputLayers
+from maploss.modeling.output_layers import WindowOutputLayers, WindowOutputs
 from tabulate import tabulate
 from torch import nn
 
@@ -80,7 +80,7 @@ class OneMinibatch:
         curve, cosines, sums = [], [], []
         before = asked = None
         for update in range(updates + 1):
-            outputs = predictor(heads.box_head(self.pooled))
+            outputs = predictor(heads.box_head(self.pooled)).scores
             if before is not None:
                 change = (outputs.detach() - before).ravel()
                 cosines.append(float(torch.cosine_similarity(change, asked.ravel(), dim=0)))
@@ -103,9 +103,10 @@ class OneMinibatch:
             optimizer.step()
         return [*curve, *sums, float(outputs.detach().abs().max()), sum(cosines) / len(cosines)]
 
-    def _losses(self, predictor: WindowOutputLayers, outputs: torch.Tensor) -> tuple[dict, dict]:
+    def _losses(self, predictor: WindowOutputLayers, scores: torch.Tensor) -> tuple[dict, dict]:
         """The losses, and what they put into the event storage."""
         with EventStorage() as storage:
+            outputs = WindowOutputs(scores)
             return predictor.losses(outputs, self.windows, self.targets), storage.latest()
 
 

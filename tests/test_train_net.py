@@ -73,6 +73,31 @@ def test_a_run_trains_resumes_and_evaluates(run, tmp_path, config):
     assert results["bbox"]["AP50"] == pytest.approx(metrics["bbox/AP50"], abs=1e-4)
 
 
+def test_box_regression_is_learned_with_either_loss_and_stage_by_stage(run, tmp_path):
+    regression = ["MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT", "1.0"]
+    short = ["SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0"]
+    for name in ("windows", "regressed"):
+        run("map", opts=[*short, *regression, "MODEL.MAP_LOSS.BOX_REG", name])
+        assert read_metrics(tmp_path)["loss_box_reg"] > 0
+    run("softmax", opts=short)
+    stage = tmp_path / "stage.pth"
+    os.rename(tmp_path / "output/model_final.pth", stage)
+    before = torch.load(stage, map_location="cpu")["model"]
+    only = [
+        "MODEL.TRAIN_ONLY",
+        "['roi_heads.box_predictor.bbox_pred']",
+        "MODEL.WEIGHTS",
+        str(stage),
+    ]
+    run("softmax", opts=[*short, *regression, *only])
+    after = torch.load(tmp_path / "output/model_final.pth", map_location="cpu")["model"]
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    own = {key.rpartition(".")[2]: after[key] for key in after if key not in before}
+    assert set(own) == {"weight", "bias", "target_mean", "target_std"}
+    assert own["bias"].any()
+    assert own["target_mean"].any()
+
+
 def test_resuming_keeps_the_momentum(run, tmp_path, monkeypatch):
     run("softmax", opts=["SOLVER.MAX_ITER", "3", "TEST.EVAL_PERIOD", "0"])
     saved = torch.load(tmp_path / "output/model_final.pth", map_location="cpu")

@@ -98,6 +98,7 @@ def test_the_defaults_are_those_of_the_loss():
     cfg = get_cfg()
     add_maploss_config(cfg)
     cfg.MODEL.MAP_LOSS.pop("AP_TYPE")  # "auto" is known to the config only
+    cfg.MODEL.MAP_LOSS.pop("BOX_REG")  # of the predictor, not of the loss
     cfg.MODEL.MAP_LOSS.GRAD_CLIP = cfg.MODEL.MAP_LOSS.GRAD_CLIP or None  # 0 = off
     for function in (map_loss, MAPLoss.__init__):
         for name, parameter in inspect.signature(function).parameters.items():

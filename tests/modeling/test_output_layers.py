@@ -6,7 +6,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes, Instances
 from maploss.layers import MAPLoss
 from maploss.modeling import MAPOutputLayers, SoftmaxOutputLayers
-from maploss.modeling.output_layers import ap_type_from_config, window_detections
+from maploss.modeling.output_layers import WindowOutputs, ap_type_from_config, window_detections
 
 SIZE = (100, 100)
 SETTINGS = {"score_thresh": float("-inf"), "nms_iou_thresh": 0.3, "detections_per_image": -1}
@@ -60,6 +60,17 @@ def test_windows_are_clipped_to_the_image_and_the_input_is_left_alone():
     assert windows.tolist() == [[-5.0, -5, 200, 50]]
 
 
+def test_each_class_may_have_boxes_of_its_own():
+    # Apart as class 0, on top of each other as class 1.
+    boxes = torch.tensor(
+        [[[0.0, 0, 10, 10], [40, 40, 60, 60]], [[20.0, 0, 30, 10], [40, 40, 60, 61]]]
+    )
+    scores = torch.tensor([[4.0, 2.0], [3.0, 1.0]])
+    result = window_detections(scores, boxes, SIZE, **SETTINGS)
+    assert result.scores.tolist() == [4.0, 3.0, 2.0]
+    assert result.pred_boxes.tensor.tolist() == [[0, 0, 10, 10], [20, 0, 30, 10], [40, 40, 60, 60]]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_score_that_is_not_finite_is_an_error(value):
     with pytest.raises(FloatingPointError, match="1 of 4"):
@@ -76,14 +87,18 @@ def make_windows(labels):
 def test_softmax_loss_is_the_mean_negative_log_likelihood_with_background_last():
     predictor = SoftmaxOutputLayers(ShapeSpec(channels=5), num_classes=2)
     logits = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 2.0]])
-    loss = predictor.losses(logits, [make_windows([0]), make_windows([2])], [])["loss_cls"]
+    loss = predictor.losses(WindowOutputs(logits), [make_windows([0]), make_windows([2])], [])[
+        "loss_cls"
+    ]
     exp = torch.tensor([1.0, 2.0]).exp()
     assert torch.allclose(loss, -(exp / (exp + 2)).log().mean())
 
 
 def test_softmax_detections_have_probabilities_and_no_background():
     predictor = SoftmaxOutputLayers(ShapeSpec(channels=5), num_classes=2)
-    (result,) = predictor.inference(torch.tensor([[1.0, 2.0, 3.0]]), [make_windows([0])])
+    (result,) = predictor.inference(
+        WindowOutputs(torch.tensor([[1.0, 2.0, 3.0]])), [make_windows([0])]
+    )
     expected = torch.tensor([1.0, 2.0, 3.0]).softmax(0)
     assert torch.allclose(result.scores, expected[[1, 0]])
     assert result.pred_classes.tolist() == [1, 0]
@@ -91,14 +106,19 @@ def test_softmax_detections_have_probabilities_and_no_background():
 
 def test_map_detections_have_raw_scores_for_every_class():
     predictor = MAPOutputLayers(ShapeSpec(channels=5), num_classes=3, map_loss=MAPLoss())
-    (result,) = predictor.inference(torch.tensor([[-7.0, 2.0, 30.0]]), [make_windows([0])])
+    (result,) = predictor.inference(
+        WindowOutputs(torch.tensor([[-7.0, 2.0, 30.0]])), [make_windows([0])]
+    )
     assert result.scores.tolist() == [30.0, 2.0, -7.0]
 
 
 def test_half_precision_features_give_single_precision_scores():
-    predictor = MAPOutputLayers(ShapeSpec(channels=5), num_classes=3, map_loss=MAPLoss())
+    predictor = MAPOutputLayers(
+        ShapeSpec(channels=5), num_classes=3, map_loss=MAPLoss(), box_reg_weight=1.0
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert predictor(torch.ones(2, 5)).dtype == torch.float32
+        outputs = predictor(torch.ones(2, 5))
+    assert outputs.scores.dtype == outputs.deltas.dtype == torch.float32
 
 
 def test_the_last_layer_starts_small():
@@ -123,3 +143,60 @@ def test_an_ap_type_that_cannot_be_found_is_an_error(tiny_cfg, names):
     tiny_cfg.DATASETS.TRAIN = tiny_cfg.DATASETS.TEST = names
     with pytest.raises(ValueError, match=r"AP_TYPE.*voc07"):
         ap_type_from_config(tiny_cfg)
+
+
+def make_regressed(**kwargs):
+    return MAPOutputLayers(
+        ShapeSpec(channels=5),
+        num_classes=2,
+        map_loss=MAPLoss(),
+        box_reg_weight=1.0,
+        box_reg_std=[1.0] * 4,
+        **kwargs,
+    )
+
+
+# A window beside an object of class 0: no match, unless the regression of class 0 moves it there.
+BESIDE = [[20.0, 0, 30, 10]]
+MOVED = torch.tensor([[-2.0, 0, 0, 0, 0, 0, 0, 0]])
+
+
+@pytest.mark.parametrize(("nms_on_regressed", "expected"), [(False, 0.0), (True, 0.5)])
+def test_the_map_loss_ranks_windows_or_what_the_regression_makes_of_them(
+    storage, nms_on_regressed, expected
+):
+    predictor = make_regressed(nms_on_regressed=nms_on_regressed)
+    windows, targets = make_windows([0]), Instances(SIZE)
+    windows.proposal_boxes = Boxes(torch.tensor(BESIDE))
+    windows.gt_boxes = targets.gt_boxes = Boxes(torch.tensor([[0.0, 0, 10, 10]]))
+    targets.gt_classes, targets.gt_difficult = torch.tensor([0]), torch.tensor([0])
+    outputs = WindowOutputs(torch.zeros(1, 2), MOVED.clone().requires_grad_())
+    losses = predictor.losses(outputs, [windows], [targets])
+    assert storage.latest()["map/minibatch_map"][0] == expected
+    assert set(losses) == {"loss_map", "loss_score_reg", "loss_box_reg"}
+    assert losses["loss_box_reg"] == 0  # it is where it should be
+
+
+@pytest.mark.parametrize(("at_test", "expected"), [(True, [0, 0, 10, 10]), (False, BESIDE[0])])
+def test_the_test_takes_regressed_boxes_unless_told_not_to(at_test, expected):
+    predictor = make_regressed(regress_at_test=at_test)
+    windows = make_windows([0])
+    windows.proposal_boxes = Boxes(torch.tensor(BESIDE))
+    (result,) = predictor.inference(WindowOutputs(torch.tensor([[3.0, 2.0]]), MOVED), [windows])
+    torch.testing.assert_close(result.pred_boxes.tensor[0], torch.tensor(expected).float())
+    assert result.pred_boxes.tensor[1].tolist() == BESIDE[0]
+
+
+def test_box_regression_with_the_map_loss_needs_a_weight(tiny_cfg):
+    tiny_cfg.MODEL.MAP_LOSS.BOX_REG = "regressed"
+    with pytest.raises(ValueError, match="BBOX_REG_LOSS_WEIGHT: expected a number above 0"):
+        MAPOutputLayers(tiny_cfg, ShapeSpec(channels=5))
+    tiny_cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT = 2.0
+    predictor = MAPOutputLayers(tiny_cfg, ShapeSpec(channels=5))
+    assert predictor.nms_on_regressed
+    assert predictor.bbox_pred.loss_weight == 2.0
+    tiny_cfg.MODEL.MAP_LOSS.BOX_REG = "none"
+    assert MAPOutputLayers(tiny_cfg, ShapeSpec(channels=5)).bbox_pred is None
+    tiny_cfg.MODEL.MAP_LOSS.BOX_REG = "yes"
+    with pytest.raises(ValueError, match=r"BOX_REG: expected one of none, windows, regressed"):
+        MAPOutputLayers(tiny_cfg, ShapeSpec(channels=5))

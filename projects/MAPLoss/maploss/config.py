@@ -20,6 +20,13 @@ def add_maploss_config(cfg: CfgNode) -> None:
     # "SGD" (paper, section 4.1) or "AdamW". The size of the mAP loss's gradient says little about
     # the step to take; AdamW makes steps of a size of their own.
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # Beginnings of names of the parameters that train, all others are frozen; [] = none frozen but
+    # by MODEL.BACKBONE.FREEZE_AT. ["roi_heads.box_predictor.bbox_pred"] on the weights of a
+    # classifier is stage-wise training (Girshick 2015, section 5.1).
+    cfg.MODEL.TRAIN_ONLY = []
+    # False: the test leaves the windows as they are, whatever the box regression says (Girshick
+    # 2015, Table 6). There is box regression where MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT > 0.
+    cfg.TEST.BOX_REG = True
     # A user's own data sets: dictionaries with NAME, FORMAT, ROOT, SPLIT and CLASSES, see
     # `register_declared_datasets`.
     cfg.DATASETS.DECLARED = []
@@ -64,6 +71,10 @@ def _add_map_loss(cfg: CfgNode) -> None:
     # section 4.5; no value given). It sums over windows and classes: more windows, more weight.
     # 0 = off.
     cfg.MODEL.MAP_LOSS.SCORE_REG_WEIGHT = 0.0
+    # "none": windows are boxes (paper). "windows", "regressed": smooth L1 box regression is learned
+    # beside, and the boxes that the loss ranks, matches and suppresses are the windows or what the
+    # regression makes of them, each class its own.
+    cfg.MODEL.MAP_LOSS.BOX_REG = "none"
     # The power (paper, section 4.5: 4; 2 in the ablation of section 5).
     cfg.MODEL.MAP_LOSS.SCORE_REG_POWER = 4.0
 

@@ -2,8 +2,9 @@
 """Around the training loop: what is settled before, and what is told meanwhile."""
 
 from . import torchvision_weights as torchvision_weights  # registers a path
+from .box_targets import set_box_targets
 from .checkpoints import load_for_evaluation
-from .optimizer import build_optimizer
+from .optimizer import build_optimizer, train_only
 from .progress_writer import ProgressWriter
 from .setup import load_config, prepare_config
 from .trainer import CheckedTrainer
@@ -15,4 +16,6 @@ __all__ = [
     "load_config",
     "load_for_evaluation",
     "prepare_config",
+    "set_box_targets",
+    "train_only",
 ]

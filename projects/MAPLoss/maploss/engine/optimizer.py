@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The optimizer: Detectron2's SGD, or AdamW with the same treatment of parameters."""
+"""What trains, and how: Detectron2's SGD, or AdamW with the same treatment of parameters."""
+
+from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -29,3 +31,22 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     )
     optimizer_class = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
     return optimizer_class(params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+
+
+def train_only(model: torch.nn.Module, prefixes: Sequence[str]) -> None:
+    """
+    Freezes all parameters but those whose names begin with one of `prefixes`; none freezes nothing.
+
+    Raises:
+        ValueError: a prefix that no parameter has.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for prefix in prefixes:
+        if not any(name.startswith(prefix) for name in names):
+            raise ValueError(
+                f"MODEL.TRAIN_ONLY: expected beginnings of names such as {names[-1]!r}, "
+                f"got {prefix!r}"
+            )
+    if prefixes:
+        for name, param in model.named_parameters():
+            param.requires_grad_(param.requires_grad and name.startswith(tuple(prefixes)))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 
+from .box_targets import set_box_targets
 from .checkpoints import loading
 
 
@@ -21,6 +22,8 @@ class CheckedTrainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode):
         super().__init__(cfg)
+        # Before a checkpoint is loaded, whose box regression may have been trained for others.
+        set_box_targets(getattr(self.model, "module", self.model), cfg)
         self._older_tag: int | None = None
 
     def resume_or_load(self, resume: bool = True) -> None:

@@ -90,8 +90,9 @@ def map_loss(
 
     Args:
         scores: (R, K) raw class scores, float32 or float64, without background. boxes: (R, 4) XYXY
-            in pixels. image_ids: (R,) int64. gt_boxes: (G, 4). gt_classes: (G,) int64 in [0, K).
-            gt_image_ids: (G,) int64. gt_difficult: (G,) bool or 0/1, None means that none is.
+            in pixels, or (R, K, 4), a box of its own for each class. image_ids: (R,) int64.
+            gt_boxes: (G, 4). gt_classes: (G,) int64 in [0, K). gt_image_ids: (G,) int64.
+            gt_difficult: (G,) bool or 0/1, None means that none is.
         ap_type: "area", "voc07" or "coco101". nms_thresh: IoU over which windows suppress each
             other. match_iou_thresh: IoU over which a window is matched to an object. estimator:
             "mee", "sde" or "pairs". transitivity: what windows that NMS suppresses get, see
@@ -123,18 +124,19 @@ def map_loss(
         scores, boxes, image_ids, gt_boxes, gt_classes, gt_image_ids, gt_difficult
     )
     num_classes = scores.shape[1]
-    overlaps = find_overlaps(boxes, image_ids, nms_thresh)
+    overlaps = find_overlaps(boxes, image_ids, nms_thresh) if boxes.dim() == 2 else None
     ap_per_class = scores.new_full((num_classes,), float("nan"), dtype=torch.float64)
     ppd = scores.new_zeros(num_classes, len(scores))
     detached = scores.detach().t().contiguous()
     for c in objects.classes[~objects.is_difficult].unique().tolist():
         mine = _Objects(*(column[objects.classes == c] for column in objects))
+        own_boxes = boxes if boxes.dim() == 2 else boxes[:, c]
         matched_gt = match_detections(
-            boxes, image_ids, mine.boxes, mine.image_ids, mine.is_difficult, match_iou_thresh
+            own_boxes, image_ids, mine.boxes, mine.image_ids, mine.is_difficult, match_iou_thresh
         )
         num_gt = int((~mine.is_difficult).sum())
         if estimator == "pairs":
-            is_kept = nms_record(boxes, detached[c], image_ids, nms_thresh, overlaps).is_kept
+            is_kept = nms_record(own_boxes, detached[c], image_ids, nms_thresh, overlaps).is_kept
             ap_per_class[c] = average_precision(
                 detached[c, is_kept].double(), matched_gt[is_kept], num_gt, ap_type
             )
@@ -149,7 +151,7 @@ def map_loss(
         else:
             steps = nms_ap_steps(
                 detached[c],
-                boxes,
+                own_boxes,
                 image_ids,
                 matched_gt,
                 num_gt,
@@ -293,7 +295,8 @@ def _check_input(
     gt_difficult: torch.Tensor | None,
 ) -> _Objects:
     check_scores(scores, ("R", "K"))
-    check_shape("boxes", boxes, (len(scores), 4))
+    is_shared = isinstance(boxes, torch.Tensor) and boxes.dim() != 3
+    check_shape("boxes", boxes, (len(scores), 4) if is_shared else (*scores.shape, 4))
     check_shape("image_ids", image_ids, (len(scores),))
     check_shape("gt_boxes", gt_boxes, ("G", 4))
     check_shape("gt_classes", gt_classes, (len(gt_boxes),))

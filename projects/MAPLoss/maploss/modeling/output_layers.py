@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Predictors: from the features of windows to class scores, to losses, and to detections.
+Predictors: from the features of windows to class scores and boxes, to losses, and to detections.
 
-Shapes: N images, R windows of all images (Ri of image i), K classes, G objects of all images.
+Shapes: N images, R windows of all images (Ri of image i), K classes, G objects of all images, B
+boxes of a window: K or 1.
 """
 
 import logging
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -17,8 +20,25 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..layers import MAPLoss
+from ..layers.checks import check_choice
+from .box_regressor import BoxRegressor
 
 logger = logging.getLogger(__name__)
+
+# MODEL.MAP_LOSS.BOX_REG: no box regression, or with it and NMS in training on these boxes.
+MAP_BOX_REGS = ("none", "windows", "regressed")
+
+
+class WindowOutputs(NamedTuple):
+    """
+    What a predictor says of R windows.
+
+    scores: (R, number of scores), raw, at least of single precision. deltas: (R, 4 B) of
+    :class:`maploss.modeling.box_regressor.BoxRegressor`, None without box regression.
+    """
+
+    scores: torch.Tensor
+    deltas: torch.Tensor | None = None
 
 
 def window_detections(
@@ -34,7 +54,8 @@ def window_detections(
     Detections of one image: its windows after greedy NMS of each class, scores at full precision.
 
     Args:
-        scores: (Ri, K). windows: (Ri, 4) XYXY in pixels, clipped to the image here.
+        scores: (Ri, K). windows: (Ri, 4) XYXY in pixels, or (Ri, K, 4), a box of its own for each
+            class; clipped to the image here.
         image_size: height and width in pixels.
         score_thresh: scores not above it are dropped; -inf drops none.
         nms_iou_thresh: a window is suppressed by a better one of IoU above it.
@@ -47,10 +68,11 @@ def window_detections(
         FloatingPointError: a score is not finite.
     """
     check_finite_scores(scores)
-    boxes = Boxes(windows.clone())
-    boxes.clip(image_size)
     window_inds, class_inds = (scores > score_thresh).nonzero(as_tuple=True)
-    scores, box_tensor = scores[window_inds, class_inds], boxes.tensor[window_inds]
+    scores = scores[window_inds, class_inds]
+    boxes = Boxes(windows[window_inds] if windows.dim() == 2 else windows[window_inds, class_inds])
+    boxes.clip(image_size)
+    box_tensor = boxes.tensor
     # Which it keeps does not depend on the order of ties, but its own order does.
     keep = batched_nms(box_tensor, scores, class_inds, nms_iou_thresh).sort()[0]
     keep = keep[torch.argsort(scores[keep], descending=True, stable=True)]
@@ -75,9 +97,9 @@ def check_finite_scores(scores: torch.Tensor) -> None:
 
 class WindowOutputLayers(nn.Module):
     """
-    One linear layer over the features of a window. There is no box regression: windows are boxes.
+    One linear layer over the features of a window for the scores, and one for boxes if asked.
 
-    A subclass says how many outputs there are, the losses, and what is the score of a detection.
+    A subclass says how many scores there are, their loss, and what is the score of a detection.
     """
 
     def __init__(
@@ -86,6 +108,10 @@ class WindowOutputLayers(nn.Module):
         *,
         num_classes: int,
         num_outputs: int,
+        box_reg_weight: float = 0.0,
+        box_reg_std: Sequence[float] = (0.1, 0.1, 0.2, 0.2),
+        is_class_agnostic: bool = False,
+        regress_at_test: bool = True,
         test_score_thresh: float = float("-inf"),
         test_nms_iou_thresh: float = 0.3,
         test_detections_per_image: int = -1,
@@ -93,7 +119,11 @@ class WindowOutputLayers(nn.Module):
         """
         Args:
             input_shape: of the features of one window.
-            num_classes: K. num_outputs: width of the linear layer.
+            num_classes: K. num_outputs: how many scores a window has.
+            box_reg_weight: lambda of the box regression's loss, 0 for none: windows are boxes.
+            box_reg_std: of the targets, until they are measured.
+            is_class_agnostic: one box of a window for all classes. regress_at_test: False leaves
+                the windows as they are (Girshick 2015, Table 6).
             test_score_thresh, test_nms_iou_thresh, test_detections_per_image: see
                 :func:`window_detections`.
         """
@@ -106,52 +136,95 @@ class WindowOutputLayers(nn.Module):
         self.cls_score = nn.Linear(input_size, num_outputs)
         nn.init.normal_(self.cls_score.weight, std=0.01)
         nn.init.zeros_(self.cls_score.bias)
+        self.regress_at_test = regress_at_test
+        self.bbox_pred = None
+        if box_reg_weight > 0:
+            num_boxes = 1 if is_class_agnostic else num_classes
+            self.bbox_pred = BoxRegressor(
+                input_size, num_boxes, loss_weight=box_reg_weight, target_std=box_reg_std
+            )
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
         return {
             "input_shape": input_shape,
             "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            "box_reg_weight": cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT,
+            "box_reg_std": [1 / x for x in cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS],
+            "is_class_agnostic": cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG,
+            "regress_at_test": cfg.TEST.BOX_REG,
             "test_score_thresh": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
             "test_nms_iou_thresh": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
             "test_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
         }
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(R, ...) features to (R, num_outputs) raw outputs, at least of single precision."""
-        outputs = self.cls_score(features.flatten(1))
-        return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
+    def forward(self, features: torch.Tensor) -> WindowOutputs:
+        """(R, ...) features to what is said of the windows."""
+        x = features.flatten(1)
+        deltas = None if self.bbox_pred is None else _single(self.bbox_pred(x))
+        return WindowOutputs(_single(self.cls_score(x)), deltas)
 
     def losses(
-        self, outputs: torch.Tensor, windows: list[Instances], targets: list[Instances]
+        self, outputs: WindowOutputs, windows: list[Instances], targets: list[Instances]
     ) -> dict[str, torch.Tensor]:
         """
+        The losses of the scores, and with box regression loss_box_reg.
+
         Args:
             outputs: of :meth:`forward`, for all windows of the minibatch.
             windows: N Instances with proposal_boxes, gt_classes (the window's label, K means
-                background).
+                background), and for box regression gt_boxes (of its object).
             targets: N Instances with gt_boxes, gt_classes, gt_difficult: all objects, whether a
                 window matches them or not.
         """
+        losses = self.score_losses(outputs, windows, targets)
+        if self.bbox_pred is not None:
+            losses["loss_box_reg"] = self.bbox_pred.loss(
+                outputs.deltas,
+                torch.cat([x.proposal_boxes.tensor for x in windows]),
+                torch.cat([x.gt_boxes.tensor for x in windows]),
+                torch.cat([x.gt_classes for x in windows]),
+                self.num_classes,
+            )
+        return losses
+
+    def score_losses(
+        self, outputs: WindowOutputs, windows: list[Instances], targets: list[Instances]
+    ) -> dict[str, torch.Tensor]:
+        """The losses of the scores; arguments as for :meth:`losses`."""
         raise NotImplementedError
 
-    def detection_scores(self, outputs: torch.Tensor) -> torch.Tensor:
-        """(R, num_outputs) raw outputs to (R, K) scores of detections."""
+    def detection_scores(self, scores: torch.Tensor) -> torch.Tensor:
+        """(R, num_outputs) raw scores to (R, K) scores of detections."""
         raise NotImplementedError
 
-    def inference(self, outputs: torch.Tensor, windows: list[Instances]) -> list[Instances]:
+    def boxes(self, outputs: WindowOutputs, windows: list[Instances]) -> torch.Tensor:
+        """(R, 4), the windows or their regressed boxes, or (R, K, 4), those of each class."""
+        own = torch.cat([x.proposal_boxes.tensor for x in windows])
+        if self.bbox_pred is None or outputs.deltas is None:
+            return own
+        boxes = self.bbox_pred.boxes(outputs.deltas, own)
+        return boxes[:, 0] if boxes.shape[1] == 1 else boxes
+
+    def inference(self, outputs: WindowOutputs, windows: list[Instances]) -> list[Instances]:
         """Detections of each image (see :func:`window_detections`)."""
-        scores = self.detection_scores(outputs).split([len(x) for x in windows])
+        if not self.regress_at_test:
+            outputs = outputs._replace(deltas=None)
+        counts = [len(x) for x in windows]
+        scores = self.detection_scores(outputs.scores).split(counts)
+        boxes = self.boxes(outputs, windows).split(counts)
         return [
             window_detections(
                 scores_per_image,
-                windows_per_image.proposal_boxes.tensor,
+                boxes_per_image,
                 windows_per_image.image_size,
                 score_thresh=self.test_score_thresh,
                 nms_iou_thresh=self.test_nms_iou_thresh,
                 detections_per_image=self.test_detections_per_image,
             )
-            for scores_per_image, windows_per_image in zip(scores, windows, strict=True)
+            for scores_per_image, boxes_per_image, windows_per_image in zip(
+                scores, boxes, windows, strict=True
+            )
         ]
 
 
@@ -165,18 +238,39 @@ class MAPOutputLayers(WindowOutputLayers):
     """
 
     @configurable
-    def __init__(self, input_shape: ShapeSpec, *, num_classes: int, map_loss: MAPLoss, **kwargs):
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        num_classes: int,
+        map_loss: MAPLoss,
+        nms_on_regressed: bool = False,
+        **kwargs,
+    ):
         """
         Args:
             map_loss: the loss; its NMS should be that of the test (`test_nms_iou_thresh`).
+            nms_on_regressed: the loss takes the regressed boxes for what is detected, as the test
+                does, instead of the windows. They are constants to it.
             input_shape, num_classes, kwargs: see :class:`WindowOutputLayers`.
         """
         super().__init__(input_shape, num_classes=num_classes, num_outputs=num_classes, **kwargs)
         self.map_loss = map_loss
+        self.nms_on_regressed = nms_on_regressed
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
         ret = super().from_config(cfg, input_shape)
+        box_reg = cfg.MODEL.MAP_LOSS.BOX_REG
+        check_choice("MODEL.MAP_LOSS.BOX_REG", box_reg, MAP_BOX_REGS)
+        if box_reg == "none":
+            ret["box_reg_weight"] = 0.0
+        elif not ret["box_reg_weight"] > 0:
+            raise ValueError(
+                "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT: expected a number above 0 with "
+                f"MODEL.MAP_LOSS.BOX_REG {box_reg!r}, got {ret['box_reg_weight']}"
+            )
+        ret["nms_on_regressed"] = box_reg == "regressed"
         ret["map_loss"] = MAPLoss(
             ap_type=ap_type_from_config(cfg),
             nms_thresh=cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
@@ -194,24 +288,27 @@ class MAPOutputLayers(WindowOutputLayers):
         )
         return ret
 
-    def losses(
-        self, outputs: torch.Tensor, windows: list[Instances], targets: list[Instances]
+    def score_losses(
+        self, outputs: WindowOutputs, windows: list[Instances], targets: list[Instances]
     ) -> dict[str, torch.Tensor]:
         """
         loss_map and loss_score_reg, see :class:`maploss.layers.MAPLoss`.
 
         The labels of the windows are not used: the loss matches them to the objects of each class.
         """
+        scores = outputs.scores
+        if not self.nms_on_regressed:
+            outputs = outputs._replace(deltas=None)
         losses, stats = self.map_loss(
-            outputs,
-            torch.cat([x.proposal_boxes.tensor for x in windows]),
-            _image_inds(windows, outputs.device),
+            scores,
+            self.boxes(outputs, windows).detach(),
+            _image_inds(windows, scores.device),
             torch.cat([x.gt_boxes.tensor for x in targets]),
             torch.cat([x.gt_classes for x in targets]),
-            _image_inds(targets, outputs.device),
+            _image_inds(targets, scores.device),
             torch.cat([x.gt_difficult for x in targets]),
         )
-        largest_score = outputs.detach().abs().max() if outputs.numel() else outputs.new_zeros(())
+        largest_score = scores.detach().abs().max() if scores.numel() else scores.new_zeros(())
         watched = {
             "map/minibatch_map": stats.map,
             "map/gradient_up": stats.up_per_class.sum(),
@@ -225,8 +322,8 @@ class MAPOutputLayers(WindowOutputLayers):
             storage.put_scalar(name, float(value))
         return losses
 
-    def detection_scores(self, outputs: torch.Tensor) -> torch.Tensor:
-        return outputs
+    def detection_scores(self, scores: torch.Tensor) -> torch.Tensor:
+        return scores
 
 
 class SoftmaxOutputLayers(WindowOutputLayers):
@@ -239,16 +336,17 @@ class SoftmaxOutputLayers(WindowOutputLayers):
             input_shape, num_classes=num_classes, num_outputs=num_classes + 1, **kwargs
         )
 
-    def losses(
-        self, outputs: torch.Tensor, windows: list[Instances], targets: list[Instances]
+    def score_losses(
+        self, outputs: WindowOutputs, windows: list[Instances], targets: list[Instances]
     ) -> dict[str, torch.Tensor]:
         """loss_cls: the negative log likelihood, the mean over windows; 0 if there are none."""
-        if len(outputs) == 0:
-            return {"loss_cls": outputs.sum() * 0.0}
-        return {"loss_cls": F.cross_entropy(outputs, torch.cat([x.gt_classes for x in windows]))}
+        scores = outputs.scores
+        if len(scores) == 0:
+            return {"loss_cls": scores.sum() * 0.0}
+        return {"loss_cls": F.cross_entropy(scores, torch.cat([x.gt_classes for x in windows]))}
 
-    def detection_scores(self, outputs: torch.Tensor) -> torch.Tensor:
-        return F.softmax(outputs, dim=1)[:, : self.num_classes]
+    def detection_scores(self, scores: torch.Tensor) -> torch.Tensor:
+        return F.softmax(scores, dim=1)[:, : self.num_classes]
 
 
 def ap_type_from_config(cfg: CfgNode) -> str:
@@ -277,3 +375,7 @@ def _image_inds(instances: list[Instances], device: torch.device) -> torch.Tenso
     """(sum of lengths,) index of the image that each instance belongs to."""
     counts = torch.tensor([len(x) for x in instances], device=device)
     return torch.arange(len(instances), device=device).repeat_interleave(counts)
+
+
+def _single(x: torch.Tensor) -> torch.Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

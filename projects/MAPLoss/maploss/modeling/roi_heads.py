@@ -12,12 +12,12 @@ from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import ROIHeads, build_box_head
 from detectron2.modeling.sampling import subsample_labels
-from detectron2.structures import ImageList, Instances, pairwise_ioa, pairwise_iou
+from detectron2.structures import Boxes, ImageList, Instances, pairwise_ioa, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from .compression import make_thin
-from .output_layers import MAPOutputLayers, SoftmaxOutputLayers
+from .output_layers import MAPOutputLayers, SoftmaxOutputLayers, WindowOutputs
 
 
 class WindowROIHeads(ROIHeads):
@@ -115,8 +115,10 @@ class WindowROIHeads(ROIHeads):
         # All objects go along, also those that no window matches: they count in AP's num_gt.
         return windows, self.box_predictor.losses(outputs, windows, targets)
 
-    def _outputs(self, features: dict[str, torch.Tensor], windows: list[Instances]) -> torch.Tensor:
-        """(R, number of outputs) of all windows of all images."""
+    def _outputs(
+        self, features: dict[str, torch.Tensor], windows: list[Instances]
+    ) -> WindowOutputs:
+        """Of all windows of all images."""
         pooled = self.pooler(
             [features[name] for name in self.in_features], [x.proposal_boxes for x in windows]
         )
@@ -142,14 +144,17 @@ class WindowROIHeads(ROIHeads):
                 gt_is_crowd.
 
         Returns:
-            N Instances: some of the proposals, with gt_classes, the labels.
+            N Instances: some of the proposals, with gt_classes, the labels, and gt_boxes, the
+            object that each overlaps most (zeros where there is none).
         """
         sampled, num_foreground = [], 0
         for windows, objects in zip(proposals, targets, strict=True):
-            labels = self._labels(windows, objects)
+            labels, object_inds = self._labels(windows, objects)
             inds = self._sample(labels)
             windows = windows[inds]
             windows.gt_classes = labels[inds]
+            own = objects.gt_boxes.tensor[object_inds[inds]] if len(objects) else None
+            windows.gt_boxes = Boxes(windows.proposal_boxes.tensor * 0 if own is None else own)
             num_foreground += int((windows.gt_classes < self.num_classes).sum())
             sampled.append(windows)
         num_windows = sum(len(x) for x in sampled)
@@ -158,24 +163,26 @@ class WindowROIHeads(ROIHeads):
         storage.put_scalar("roi_head/num_bg_samples", (num_windows - num_foreground) / len(sampled))
         return sampled
 
-    def _labels(self, windows: Instances, objects: Instances) -> torch.Tensor:
-        """(Ri,) class, K for background, -1 for windows that are left out."""
-        if len(objects) == 0:
-            return torch.full(
-                (len(windows),), self.num_classes, device=windows.proposal_boxes.device
-            )
+    def _labels(self, windows: Instances, objects: Instances) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        (Ri,) class, K for background, -1 for windows that are left out; and (Ri,) the object that
+        each overlaps most.
+        """
+        # No object: an IoU of 0 with all.
         iou = pairwise_iou(objects.gt_boxes, windows.proposal_boxes)
         object_inds, match_labels = self.proposal_matcher(iou)
-        labels = objects.gt_classes[object_inds]
-        labels[objects.gt_difficult[object_inds] != 0] = -1
+        labels = torch.full_like(object_inds, self.num_classes)
+        if len(objects):
+            labels = objects.gt_classes[object_inds]
+            labels[objects.gt_difficult[object_inds] != 0] = -1
         labels[match_labels == 0] = self.num_classes
         labels[match_labels == -1] = -1
         if objects.has("gt_is_crowd") and objects.gt_is_crowd.any():
             crowds = objects.gt_boxes[objects.gt_is_crowd != 0]
             share = pairwise_ioa(crowds, windows.proposal_boxes).amax(0)
-            least = self.proposal_matcher.thresholds[1]
+            least = self.proposal_matcher.thresholds[-2]
             labels[(labels == self.num_classes) & (share >= least)] = -1
-        return labels
+        return labels, object_inds
 
     def _sample(self, labels: torch.Tensor) -> torch.Tensor:
         """Indices of the windows that train, rising: ties in score are broken by this order."""
@@ -196,7 +203,7 @@ class MAPROIHeads(WindowROIHeads):
 
 @ROI_HEADS_REGISTRY.register()
 class SoftmaxROIHeads(WindowROIHeads):
-    """The same windows classified by a softmax (Fast R-CNN without box regression)."""
+    """The same windows classified by a softmax: Fast R-CNN's detector."""
 
     predictor_class = SoftmaxOutputLayers
 

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Box regression of Fast R-CNN (Girshick 2015, section 2.3): targets, loss and regressed boxes.
+
+Shape letters: R windows, F windows over objects, B boxes of a window: K, one of each class, or 1.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.modeling.box_regression import Box2BoxTransform
+from torch import nn
+from torch.nn import functional as F
+
+_TRANSFORM = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
+
+
+def box_deltas(windows: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """
+    (F, 4) t_x, t_y, t_w, t_h from each window to its box, both (F, 4) XYXY: the shift of the centre
+    in units of the window's size, and the log of the ratio of sizes (R-CNN, appendix C).
+    """
+    return _TRANSFORM.get_deltas(windows, boxes)
+
+
+class BoxRegressor(nn.Linear):
+    """
+    The linear layer from features of a window to the deltas of B boxes, in units in which those of
+    the training windows have mean 0 and variance 1.
+
+    The mean and the variance are buffers: they are in the checkpoint, so the deltas of a loaded
+    model mean what they meant in training.
+    """
+
+    target_mean: torch.Tensor
+    target_std: torch.Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        num_boxes: int,
+        *,
+        loss_weight: float = 1.0,
+        target_std: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+    ):
+        """
+        Args:
+            num_boxes: B, the number of classes, or 1 for boxes that no class has to itself.
+            loss_weight: lambda of equation 1. target_std: of the deltas, until they are measured
+                (:func:`maploss.engine.set_box_targets`).
+
+        Raises:
+            ValueError: a weight not above 0.
+        """
+        if not loss_weight > 0:
+            raise ValueError(f"loss_weight: expected a number above 0, got {loss_weight}")
+        super().__init__(in_features, 4 * num_boxes)
+        nn.init.normal_(self.weight, std=0.001)
+        nn.init.zeros_(self.bias)
+        self.num_boxes = num_boxes
+        self.loss_weight = loss_weight
+        self.register_buffer("target_mean", torch.zeros(num_boxes, 4))
+        self.register_buffer("target_std", torch.tensor(target_std).repeat(num_boxes, 1))
+
+    @torch.no_grad()
+    def set_targets(self, mean: torch.Tensor, std: torch.Tensor) -> None:
+        """Args: mean, std: (B, 4) of the deltas of the training windows; std above 0."""
+        self.target_mean.copy_(mean)
+        self.target_std.copy_(std)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Puts mean and variance into weights and bias: the outputs are plain deltas from now."""
+        mean, std = self.target_mean.flatten(), self.target_std.flatten()
+        self.weight.mul_(std[:, None])
+        self.bias.mul_(std).add_(mean)
+        self.set_targets(torch.zeros_like(self.target_mean), torch.ones_like(self.target_std))
+
+    def loss(
+        self,
+        outputs: torch.Tensor,
+        windows: torch.Tensor,
+        gt_boxes: torch.Tensor,
+        gt_classes: torch.Tensor,
+        num_classes: int,
+    ) -> torch.Tensor:
+        """
+        lambda times smooth L1 (equations 2 and 3, threshold 1) between the outputs of the class of
+        each window over an object and its normalised targets, summed over these, divided by R.
+
+        Args:
+            outputs: (R, 4 B) of :meth:`forward`. windows, gt_boxes: (R, 4) XYXY; the gt_boxes of
+                windows over nothing are not looked at. gt_classes: (R,) int64, num_classes means
+                background.
+        """
+        inds = (gt_classes < num_classes).nonzero().squeeze(1)
+        box_inds = gt_classes[inds] if self.num_boxes > 1 else torch.zeros_like(inds)
+        targets = box_deltas(windows[inds], gt_boxes[inds])
+        targets = (targets - self.target_mean[box_inds]) / self.target_std[box_inds]
+        own = outputs.view(len(outputs), self.num_boxes, 4)[inds, box_inds]
+        total = F.smooth_l1_loss(own, targets.to(own.dtype), reduction="sum", beta=1.0)
+        return self.loss_weight * total / max(len(outputs), 1)
+
+    def boxes(self, outputs: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
+        """(R, 4 B) outputs and (R, 4) windows to (R, B, 4) boxes XYXY, not clipped."""
+        deltas = outputs.view(len(outputs), self.num_boxes, 4)
+        deltas = (deltas * self.target_std + self.target_mean).flatten(1)
+        return _TRANSFORM.apply_deltas(deltas, windows).view(-1, self.num_boxes, 4)
