@@ -8,6 +8,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
+from maploss.config import add_maploss_config
 from maploss.data import MAPDatasetMapper
 
 
@@ -107,6 +108,7 @@ def test_only_the_best_proposals_are_kept(record):
 
 def test_config_says_augmentations_number_of_proposals_and_classes(record):
     cfg = get_cfg()
+    add_maploss_config(cfg)
     cfg.MODEL.LOAD_PROPOSALS = True
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 2
     cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST = 1

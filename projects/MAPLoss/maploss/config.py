@@ -24,6 +24,10 @@ def add_maploss_config(cfg: CfgNode) -> None:
     # by MODEL.BACKBONE.FREEZE_AT. ["roi_heads.box_predictor.bbox_pred"] on the weights of a
     # classifier is stage-wise training (Girshick 2015, section 5.1).
     cfg.MODEL.TRAIN_ONLY = []
+    # Lengths of the shorter side of the images of a pyramid, in pixels, the longer one at most
+    # INPUT.MAX_SIZE_TEST: at test each window is scored where its area is closest to 224 x 224
+    # (Girshick 2015, sections 2.4 and 5.2: 480, 576, 688, 864, 1200; at most 2000). [] = none.
+    cfg.TEST.PYRAMID_SIZES = []
     # False: the test leaves the windows as they are, whatever the box regression says (Girshick
     # 2015, Table 6). There is box regression where MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT > 0.
     cfg.TEST.BOX_REG = True

@@ -20,6 +20,7 @@ class MAPDatasetMapper:
 
     - image: (3, H, W) uint8 tensor in `image_format`;
     - proposals: Instances with proposal_boxes and objectness_logits, best first, clipped;
+    - pyramid (only where sizes are asked for): the image at these sizes, as `image`;
     - instances (training only): Instances with gt_boxes, gt_classes, and gt_difficult and
       gt_is_crowd (int64 0/1); crowds are difficult as well.
     """
@@ -33,18 +34,23 @@ class MAPDatasetMapper:
         image_format: str,
         num_classes: int,
         proposal_topk: int | None,
+        pyramid: Sequence[T.Augmentation] = (),
     ):
         """
         Args:
             is_train: keep the annotations, as instances. image_format: "BGR" or a mode of Pillow.
             num_classes: annotations of another class are an error. proposal_topk: at most so many
-                proposals, the best; None where the model makes its own.
+                proposals, the best; None where the model makes its own. pyramid: for each further
+                size at which the image is wanted, what resizes it; not in training.
         """
+        if pyramid and (is_train or proposal_topk is None):
+            raise ValueError("TEST.PYRAMID_SIZES: expected precomputed proposals, at test")
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.num_classes = num_classes
         self.proposal_topk = proposal_topk
+        self.pyramid = pyramid
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
@@ -62,6 +68,11 @@ class MAPDatasetMapper:
             "image_format": cfg.INPUT.FORMAT,
             "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
             "proposal_topk": topk,
+            "pyramid": [
+                T.ResizeShortestEdge(size, cfg.INPUT.MAX_SIZE_TEST)
+                for size in cfg.TEST.PYRAMID_SIZES
+                if not is_train
+            ],
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -75,10 +86,13 @@ class MAPDatasetMapper:
         """
         dataset_dict = copy.deepcopy(dataset_dict)
         image = self._read(dataset_dict)
+        if self.pyramid:
+            sizes = [resize.get_transform(image).apply_image(image) for resize in self.pyramid]
+            dataset_dict["pyramid"] = [_to_tensor(x) for x in sizes]
         augmented = T.AugInput(image)
         transforms = self.augmentations(augmented)
         image = augmented.image
-        dataset_dict["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        dataset_dict["image"] = _to_tensor(image)
         if self.proposal_topk is not None:
             if "proposal_boxes" not in dataset_dict:
                 raise ValueError(
@@ -111,6 +125,10 @@ class MAPDatasetMapper:
                     f"MODEL.ROI_HEADS.NUM_CLASSES = {self.num_classes}, "
                     f"got {annotation['category_id']}"
                 )
+
+
+def _to_tensor(image: np.ndarray) -> torch.Tensor:
+    return torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 def _to_instances(

@@ -5,6 +5,8 @@ import torch
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.structures import Instances
 
+from .image_pyramid import score_on_pyramid
+from .output_layers import WindowOutputs
 from .plain_convnet import PlainConvNet
 
 _PARTS = ("backbone.", "proposal_generator.", "roi_heads.")
@@ -43,10 +45,32 @@ class MAPRCNN(GeneralizedRCNN):
         detected_instances: list[Instances] | None = None,
         do_postprocess: bool = True,
     ):
-        """As GeneralizedRCNN. Raises ValueError for "proposals" missing or not finite."""
+        """
+        As GeneralizedRCNN; inputs with "pyramid", images of other sizes, are scored on these
+        (:func:`maploss.modeling.image_pyramid.score_on_pyramid`).
+
+        Raises:
+            ValueError: "proposals" are missing or not finite.
+        """
         if detected_instances is None:
             self._check(batched_inputs, ("proposals",))
+            if all("pyramid" in inputs for inputs in batched_inputs):
+                return self._detect_on_pyramids(batched_inputs, do_postprocess)
         return super().inference(batched_inputs, detected_instances, do_postprocess)
+
+    def _detect_on_pyramids(self, batched_inputs: list[dict], do_postprocess: bool) -> list:
+        def score(image: torch.Tensor, windows: Instances) -> WindowOutputs:
+            images = self.preprocess_image([{"image": image}])
+            return self.roi_heads.score_windows(self.backbone(images.tensor), [windows])
+
+        results = []
+        for inputs in batched_inputs:
+            windows = inputs["proposals"].to(self.device)
+            outputs = score_on_pyramid(score, inputs["pyramid"], windows)
+            results += self.roi_heads.box_predictor.inference(outputs, [windows])
+        if not do_postprocess:
+            return results
+        return self._postprocess(results, batched_inputs, [x.image_size for x in results])
 
     def _check(self, batched_inputs: list[dict], required: tuple[str, ...]) -> None:
         for inputs in batched_inputs:

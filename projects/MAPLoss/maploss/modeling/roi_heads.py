@@ -105,20 +105,20 @@ class WindowROIHeads(ROIHeads):
             In training the windows that train and the losses, at test the detections and {}.
         """
         if not self.training:
-            outputs = self._outputs(features, proposals)
+            outputs = self.score_windows(features, proposals)
             return self.box_predictor.inference(outputs, proposals), {}
         if targets is None:
             raise ValueError("targets: expected the objects of each image in training, got None")
         targets = [_with_difficult(x) for x in targets]
         windows = self.label_and_sample_proposals(proposals, targets)
-        outputs = self._outputs(features, windows)
+        outputs = self.score_windows(features, windows)
         # All objects go along, also those that no window matches: they count in AP's num_gt.
         return windows, self.box_predictor.losses(outputs, windows, targets)
 
-    def _outputs(
+    def score_windows(
         self, features: dict[str, torch.Tensor], windows: list[Instances]
     ) -> WindowOutputs:
-        """Of all windows of all images."""
+        """What the predictor says of all windows of all images."""
         pooled = self.pooler(
             [features[name] for name in self.in_features], [x.proposal_boxes for x in windows]
         )

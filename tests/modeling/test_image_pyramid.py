@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+from detectron2.data import get_detection_dataset_dicts
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from maploss.data.mapper import MAPDatasetMapper
+from maploss.modeling.image_pyramid import choose_scales, score_on_pyramid
+from maploss.modeling.output_layers import WindowOutputs
+
+
+@pytest.mark.parametrize(
+    ("side", "expected"),
+    [
+        (224, 1),  # as it is
+        (112, 2),  # twice as large is 224
+        (448, 0),  # half as large is 224
+        (1000, 0),  # still too large at the smallest scale
+        (5, 2),  # too small at all
+        (0, 0),  # no area: all are equally far
+        (141, 2),  # 30,295 pixels less than 224 x 224, 29,348 more at twice the size
+        (142, 1),  # 30,012 less, 30,480 more
+    ],
+)
+def test_a_window_goes_where_its_area_is_closest_to_224_x_224(side, expected):
+    box = torch.tensor([[10.0, 20, 10 + side, 20 + side]])
+    assert choose_scales(box, [0.5, 1.0, 2.0]).tolist() == [expected]
+
+
+def test_it_is_the_area_that_counts_not_the_sides():
+    long = torch.tensor([[0.0, 0, 896, 56]])
+    assert choose_scales(long, [0.5, 1.0, 2.0]).tolist() == [1]
+
+
+def make_windows(boxes, size=(100, 200)):
+    windows = Instances(size)
+    windows.proposal_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
+    return windows
+
+
+def test_each_window_is_scored_once_in_the_pixels_of_its_image_and_comes_back_in_order():
+    pyramid = [torch.zeros(3, 100, 200), torch.zeros(3, 400, 800)]
+    boxes = [[0.0, 0, 50, 50], [0, 0, 200, 100], [20, 10, 76, 66]]
+    seen = {}
+
+    def score(image, windows):
+        seen[tuple(image.shape[1:])] = windows.proposal_boxes.tensor.tolist()
+        assert windows.image_size == tuple(image.shape[1:])
+        x = windows.proposal_boxes.tensor / image.shape[1]
+        return WindowOutputs(x[:, :2], x)
+
+    outputs = score_on_pyramid(score, pyramid, make_windows(boxes))
+    assert seen[100, 200] == [boxes[1]]
+    assert seen[400, 800] == [[0, 0, 200, 200], [80, 40, 304, 264]]
+    torch.testing.assert_close(outputs.deltas, torch.tensor(boxes) / 100)
+    torch.testing.assert_close(outputs.scores, torch.tensor(boxes)[:, :2] / 100)
+
+
+@pytest.fixture
+def pyramid_cfg(tiny_cfg, tiny_dataset):
+    tiny_cfg.DATASETS.TEST = (tiny_dataset[0],)
+    tiny_cfg.DATASETS.PROPOSAL_FILES_TEST = (tiny_dataset[1],)
+    tiny_cfg.INPUT.MIN_SIZE_TEST = 48
+    return tiny_cfg
+
+
+def detect(cfg):
+    records = get_detection_dataset_dicts(
+        cfg.DATASETS.TEST, filter_empty=False, proposal_files=cfg.DATASETS.PROPOSAL_FILES_TEST
+    )
+    mapper = MAPDatasetMapper(cfg, is_train=False)
+    inputs = [mapper(record) for record in records]
+    torch.manual_seed(0)
+    with torch.no_grad():
+        outputs = build_model(cfg).eval()(inputs)
+    return inputs, [x["instances"] for x in outputs]
+
+
+def test_a_pyramid_of_the_image_itself_changes_nothing(pyramid_cfg):
+    _, expected = detect(pyramid_cfg)
+    pyramid_cfg.TEST.PYRAMID_SIZES = [48]
+    inputs, actual = detect(pyramid_cfg)
+    assert torch.equal(inputs[0]["pyramid"][0], inputs[0]["image"])
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one.pred_boxes.tensor, other.pred_boxes.tensor)
+        torch.testing.assert_close(one.scores, other.scores)
+
+
+@pytest.mark.parametrize("box_reg_weight", [0.0, 1.0])
+def test_detections_on_a_pyramid_are_in_the_size_of_the_original_image(pyramid_cfg, box_reg_weight):
+    pyramid_cfg.MODEL.ROI_HEADS.NAME = "SoftmaxROIHeads"
+    pyramid_cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT = box_reg_weight
+    pyramid_cfg.TEST.PYRAMID_SIZES = [96, 480]
+    pyramid_cfg.INPUT.MAX_SIZE_TEST = 200
+    inputs, (detections, *_) = detect(pyramid_cfg)
+    assert [tuple(x.shape[1:]) for x in inputs[0]["pyramid"]] == [(96, 128), (150, 200)]
+    assert detections.image_size == (48, 64)
+    if box_reg_weight == 0:
+        windows = {tuple(x) for x in inputs[0]["proposals"].proposal_boxes.tensor.tolist()}
+        assert {tuple(x) for x in detections.pred_boxes.tensor.tolist()} <= windows
+    assert len(detections) > 4
+
+
+def test_an_image_without_windows_has_no_detections(pyramid_cfg):
+    pyramid_cfg.TEST.PYRAMID_SIZES = [48, 96]
+    image = torch.zeros(3, 48, 64)
+    inputs = {"image": image, "pyramid": [image, image], "proposals": make_windows([], (48, 64))}
+    with torch.no_grad():
+        (outputs,) = build_model(pyramid_cfg).eval()([inputs])
+    assert len(outputs["instances"]) == 0
+
+
+def test_a_pyramid_needs_precomputed_windows(pyramid_cfg):
+    pyramid_cfg.TEST.PYRAMID_SIZES = [48]
+    pyramid_cfg.MODEL.LOAD_PROPOSALS = False
+    with pytest.raises(ValueError, match="PYRAMID_SIZES: expected precomputed proposals"):
+        MAPDatasetMapper(pyramid_cfg, is_train=False)
