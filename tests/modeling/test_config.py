@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 import inspect
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
 from maploss.config import add_maploss_config
+from maploss.engine import build_optimizer, train_only
 from maploss.layers import MAPLoss, map_loss
 from maploss.modeling import MAPOutputLayers
 
@@ -39,20 +43,51 @@ def test_a_config_survives_being_written_and_read(leaf, tmp_path):
     assert json.dumps(load(copy)) == json.dumps(cfg)
 
 
+def make_batch(num_classes):
+    """Two images of noise, each with an object, windows around it, and some over nothing."""
+    generator = torch.Generator().manual_seed(0)
+    batch = []
+    for i in range(2):
+        gt = torch.tensor([[4.0, 4, 28, 28]])
+        around = gt + 3 * torch.randn(8, 4, generator=generator)
+        nothing = torch.tensor([[18.0, 18, 46, 30], [0, 0, 9, 9], [28, 0, 48, 16]])
+        proposals, instances = Instances((32, 48)), Instances((32, 48))
+        proposals.proposal_boxes = Boxes(torch.cat([around, nothing]))
+        instances.gt_boxes, instances.gt_classes = Boxes(gt), torch.tensor([i % num_classes])
+        image = torch.randint(0, 256, (3, 32, 48), generator=generator, dtype=torch.uint8)
+        batch.append({"image": image, "proposals": proposals, "instances": instances})
+    return batch
+
+
 @pytest.mark.parametrize("leaf", LEAVES)
-def test_a_config_builds_and_cuts_no_detections(leaf):
+def test_a_config_builds_cuts_no_detections_and_trains(leaf, storage):
     cfg = load(CONFIGS / leaf)
     cfg.MODEL.DEVICE = "cpu"
-    predictor = build_model(cfg).roi_heads.box_predictor
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIMS = [16, 8]  # fc6 of VGG16 has 100 million weights
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 16
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    predictor = model.roi_heads.box_predictor
     assert predictor.test_score_thresh == float("-inf")
     assert predictor.test_detections_per_image == -1
     assert predictor.test_nms_iou_thresh == 0.3
+    train_only(model, cfg.MODEL.TRAIN_ONLY)
+    optimizer = build_optimizer(cfg, model)
+    batch = make_batch(cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    before = [p.detach().clone() for p in model.parameters() if p.requires_grad]
+    for _ in range(20):
+        loss = sum(model(batch).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert torch.isfinite(loss)
+    after = [p for p in model.parameters() if p.requires_grad]
+    assert any(not torch.equal(x, y) for x, y in zip(before, after, strict=True))
 
 
-@pytest.mark.parametrize("leaf", LEAVES)
-def test_a_config_writes_to_a_folder_of_its_own(leaf):
-    others = {load(CONFIGS / other).OUTPUT_DIR for other in LEAVES if other != leaf}
-    assert load(CONFIGS / leaf).OUTPUT_DIR not in others
+def test_every_config_writes_to_a_folder_of_its_own():
+    folders = Counter(load(CONFIGS / leaf).OUTPUT_DIR for leaf in LEAVES)
+    assert [folder for folder, count in folders.items() if count > 1] == []
 
 
 def test_the_loss_gets_the_settings_of_the_config(tiny_cfg):

@@ -20,6 +20,9 @@ def add_maploss_config(cfg: CfgNode) -> None:
     # "SGD" (paper, section 4.1) or "AdamW". The size of the mAP loss's gradient says little about
     # the step to take; AdamW makes steps of a size of their own.
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # True: windows over difficult objects train too, as in most of Girshick 2015 (Table 1: "07").
+    # The mAP loss ignores them all the same, as AP does.
+    cfg.MODEL.ROI_HEADS.TRAIN_ON_DIFFICULT = False
     # Beginnings of names of the parameters that train, all others are frozen; [] = none frozen but
     # by MODEL.BACKBONE.FREEZE_AT. ["roi_heads.box_predictor.bbox_pred"] on the weights of a
     # classifier is stage-wise training (Girshick 2015, section 5.1).

@@ -37,6 +37,7 @@ class WindowROIHeads(ROIHeads):
         pooler: ROIPooler,
         box_head: nn.Module,
         box_predictor: nn.Module,
+        train_on_difficult: bool = False,
         **kwargs,
     ):
         """
@@ -44,6 +45,7 @@ class WindowROIHeads(ROIHeads):
             in_features: names of the backbone's outputs that are pooled.
             pooler, box_head: features of a window. box_predictor: a
                 :class:`maploss.modeling.output_layers.WindowOutputLayers`.
+            train_on_difficult: windows over difficult objects have their labels too.
             kwargs: of Detectron2's ROIHeads. `batch_size_per_image` <= 0 keeps all windows;
                 `proposal_append_gt` must be False.
 
@@ -60,6 +62,7 @@ class WindowROIHeads(ROIHeads):
         self.pooler = pooler
         self.box_head = box_head
         self.box_predictor = box_predictor
+        self.train_on_difficult = train_on_difficult
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
@@ -73,6 +76,7 @@ class WindowROIHeads(ROIHeads):
                 f"got {missing[0]!r}"
             )
         ret["in_features"] = in_features
+        ret["train_on_difficult"] = cfg.MODEL.ROI_HEADS.TRAIN_ON_DIFFICULT
         ret["pooler"] = ROIPooler(
             output_size=resolution,
             scales=[1.0 / input_shape[name].stride for name in in_features],
@@ -131,12 +135,13 @@ class WindowROIHeads(ROIHeads):
         """
         The windows that train, each image's in the order of its proposals.
 
-        A window's label is the class of the object that it overlaps most if the IoU reaches
-        MODEL.ROI_HEADS.IOU_THRESHOLDS, else background (K), whatever the IoU. A window whose object
-        is difficult is left out: it is neither an example of the class nor of the background, and
-        in AP it counts as neither too. So is a window over no object that lies in a crowd by as
-        large a share of its area. Sampling takes BATCH_SIZE_PER_IMAGE windows of an image, at
-        most POSITIVE_FRACTION of them foreground (Henderson & Ferrari 2016, section 4.5: 5%).
+        A window's label is the class of the object that it overlaps most if the IoU reaches the
+        last of MODEL.ROI_HEADS.IOU_THRESHOLDS, else background (K), or what IOU_LABELS says of
+        lower ones. A window whose object is difficult is left out (unless TRAIN_ON_DIFFICULT): it
+        is neither an example of the class nor of the background, and in AP it counts as neither
+        too. So is a window over no object that lies in a crowd by as large a share of its area.
+        Sampling takes BATCH_SIZE_PER_IMAGE windows of an image, at most POSITIVE_FRACTION of them
+        foreground (Henderson & Ferrari 2016, section 4.5: 5%).
 
         Args:
             proposals: N Instances with proposal_boxes.
@@ -174,7 +179,8 @@ class WindowROIHeads(ROIHeads):
         labels = torch.full_like(object_inds, self.num_classes)
         if len(objects):
             labels = objects.gt_classes[object_inds]
-            labels[objects.gt_difficult[object_inds] != 0] = -1
+            if not self.train_on_difficult:
+                labels[objects.gt_difficult[object_inds] != 0] = -1
         labels[match_labels == 0] = self.num_classes
         labels[match_labels == -1] = -1
         if objects.has("gt_is_crowd") and objects.gt_is_crowd.any():
