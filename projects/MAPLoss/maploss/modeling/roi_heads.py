@@ -123,10 +123,16 @@ class WindowROIHeads(ROIHeads):
         self, features: dict[str, torch.Tensor], windows: list[Instances]
     ) -> WindowOutputs:
         """What the predictor says of all windows of all images."""
+        return self.box_predictor(self.window_features(features, windows))
+
+    def window_features(
+        self, features: dict[str, torch.Tensor], windows: list[Instances]
+    ) -> torch.Tensor:
+        """(R, ...) what the box head makes of the windows of all images."""
         pooled = self.pooler(
             [features[name] for name in self.in_features], [x.proposal_boxes for x in windows]
         )
-        return self.box_predictor(self.box_head(pooled))
+        return self.box_head(pooled)
 
     @torch.no_grad()
     def label_and_sample_proposals(
