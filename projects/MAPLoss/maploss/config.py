@@ -23,6 +23,8 @@ def add_maploss_config(cfg: CfgNode) -> None:
     # True: windows over difficult objects train too, as in most of Girshick 2015 (Table 1: "07").
     # The mAP loss ignores them all the same, as AP does.
     cfg.MODEL.ROI_HEADS.TRAIN_ON_DIFFICULT = False
+    # Names of the classes, written by tools/export_model.py; [] = those of DATASETS.TEST.
+    cfg.MODEL.CLASS_NAMES = []
     # Beginnings of names of the parameters that train, all others are frozen; [] = none frozen but
     # by MODEL.BACKBONE.FREEZE_AT. ["roi_heads.box_predictor.bbox_pred"] on the weights of a
     # classifier is stage-wise training (Girshick 2015, section 5.1).

@@ -6,7 +6,7 @@ from .box_targets import set_box_targets
 from .checkpoints import load_for_evaluation
 from .optimizer import build_optimizer, train_only
 from .progress_writer import ProgressWriter
-from .setup import load_config, prepare_config
+from .setup import load_config, prepare_config, prepare_device
 from .trainer import CheckedTrainer
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "load_config",
     "load_for_evaluation",
     "prepare_config",
+    "prepare_device",
     "set_box_targets",
     "train_only",
 ]

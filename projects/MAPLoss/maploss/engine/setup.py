@@ -58,7 +58,7 @@ def prepare_config(cfg: CfgNode, *, eval_only: bool) -> None:
         _check_training(cfg)
     elif not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST: expected the name of a data set, got none")
-    _use_available_device(cfg)
+    prepare_device(cfg)
     names = cfg.DATASETS.TEST if eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     for name in names:
         _check_dataset(name, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
@@ -76,7 +76,8 @@ def _check_training(cfg: CfgNode) -> None:
         )
 
 
-def _use_available_device(cfg: CfgNode) -> None:
+def prepare_device(cfg: CfgNode) -> None:
+    """MODEL.DEVICE becomes "cpu" where it asks for CUDA and there is none."""
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} but there is no CUDA: using the CPU")
         cfg.MODEL.DEVICE = "cpu"

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Writes a trained detector as a checkpoint for others, with a config beside it.
+
+    python tools/export_model.py --config-file output/demo/config.yaml --output exported \\
+        [--name my_detector] [--ranks 1024 256] [KEY VALUE ...]
+
+MODEL.WEIGHTS, or the last checkpoint of OUTPUT_DIR, without the optimizer; --ranks compresses the
+box head by truncated SVD. The name has the first digits of the file's sha256. The config is for
+Detectron2's DefaultPredictor (after `import maploss`) and for tools/demo.py, on images alone.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import maploss  # noqa: F401 (registers the models and the data sets)
+from detectron2.modeling import build_model
+from maploss.data.declared import register_declared_datasets
+from maploss.engine import load_config, load_for_evaluation
+from maploss.export import export_model
+from maploss.modeling.compression import compress
+
+
+def main() -> None:
+    """Loads, compresses if asked, and writes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--name", default="model")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[])
+    args, overrides = parser.parse_known_args()
+    try:
+        cfg = load_config(args.config_file, overrides)
+        register_declared_datasets(cfg.DATASETS.DECLARED)
+        cfg.MODEL.DEVICE = "cpu"
+        model = build_model(cfg)
+        load_for_evaluation(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=False)
+        if args.ranks:
+            compress(model.roi_heads.box_head, args.ranks)
+            cfg.MODEL.ROI_BOX_HEAD.SVD_RANKS = args.ranks
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    path = export_model(cfg, model, args.output, args.name)
+    print(f"{path} and {path.with_suffix('.yaml').name}")
+
+
+if __name__ == "__main__":
+    main()
