@@ -20,6 +20,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter
 from detectron2.utils.logger import setup_logger
+from maploss.data.images import ImageError
 from maploss.data.mapper import MAPDatasetMapper
 from maploss.engine import (
     CheckedTrainer,
@@ -98,7 +99,10 @@ def main(args):
         return getattr(trainer, "_last_eval_results", None)
     model = Trainer.build_model(cfg)
     load_for_evaluation(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=args.resume)
-    results = Trainer.test(cfg, model)
+    try:
+        results = Trainer.test(cfg, model)
+    except ImageError as error:
+        sys.exit(f"error: {error.reason()}")
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
@@ -106,4 +110,6 @@ def main(args):
 
 if __name__ == "__main__":
     args = default_argument_parser().parse_args()
+    if args.num_gpus > max(torch.cuda.device_count(), 1):
+        sys.exit(f"error: --num-gpus {args.num_gpus}: found {torch.cuda.device_count()} GPUs")
     launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))

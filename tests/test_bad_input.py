@@ -2,6 +2,9 @@
 """What is wrong with a user's data stops train_net.py in one line, if possible before it trains."""
 
 import json
+import re
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -15,6 +18,7 @@ from tests.conftest import REPOSITORY
 
 XML = """<annotation><size><width>64</width><height>48</height></size><object><name>cell</name>
 <bndbox><xmin>9</xmin><ymin>9</ymin><xmax>40</xmax><ymax>40</ymax></bndbox></object></annotation>"""
+WITHOUT_OBJECT = XML.split("<object>")[0] + "</annotation>"
 COCO = {
     "images": [{"id": 1, "file_name": "a.jpg", "width": 64, "height": 48}],
     "categories": [{"id": 1, "name": "cell"}],
@@ -78,6 +82,14 @@ def overwrite(name, content):
     return lambda data: (data / name).write_text(content)
 
 
+def spoiled(content):
+    return overwrite("JPEGImages/coco.json", content)
+
+
+def changed(key, **fields):
+    return json.dumps({**COCO, key: [{**COCO[key][0], **fields}]})
+
+
 def without(key, field):
     return json.dumps({**COCO, key: [{k: v for k, v in COCO[key][0].items() if k != field}]})
 
@@ -94,11 +106,25 @@ def without(key, field):
             lambda data: write_proposals(str(data / "windows_a.pkl"), ["b"], [[[0, 0, 9, 9]]]),
             r"/windows_a\.pkl: no proposals for image 'a'",
         ),
-        ("coco", overwrite("JPEGImages/coco.json", "{"), r"/coco\.json: no readable json"),
-        ("coco", overwrite("JPEGImages/coco.json", "{}"), r"/coco\.json: .*'categories'"),
-        ("coco", overwrite("JPEGImages/coco.json", without("images", "width")), "'width'"),
-        ("coco", overwrite("JPEGImages/coco.json", without("annotations", "bbox")), "'bbox'"),
-        ("coco", overwrite("JPEGImages/coco.json", json.dumps(COCO | {"images": []})), "image"),
+        ("coco", spoiled("{"), r"/coco\.json: no readable json"),
+        ("coco", spoiled("{}"), r"/coco\.json: .*'categories'"),
+        ("coco", spoiled(without("images", "width")), "'width'"),
+        ("coco", spoiled(without("annotations", "bbox")), "'bbox'"),
+        ("coco", spoiled(json.dumps(COCO | {"images": []})), "image"),
+        ("coco", spoiled(json.dumps(COCO | {"categories": []})), "category"),
+        ("coco", spoiled(changed("images", id=[1])), "'id', got"),
+        ("coco", spoiled(changed("categories", name=5)), "a name, got 5"),
+        ("coco", spoiled(changed("categories", id=None)), "'id', got"),
+        ("coco", spoiled(changed("annotations", bbox=[10**400] * 4)), "bbox"),
+        ("coco", spoiled(changed("annotations", iscrowd=1)), "an object to train on"),
+        ("coco", spoiled("[" * 100000), r"/coco\.json: no readable json"),
+        ("voc", lambda data: (data / "JPEGImages/a.jpg").unlink(), r"Image not found: .*/a\.jpg"),
+        ("voc", overwrite("Annotations/a.xml", WITHOUT_OBJECT), "an object to train on"),
+        (
+            "voc",
+            lambda data: write_proposals(str(data / "windows_a.pkl"), ["a"], [[[0, 0, np.nan, 9]]]),
+            r"/windows_a\.pkl: image 'a': expected finite boxes",
+        ),
     ],
 )
 def test_what_can_be_known_before_stops_with_one_line(data, monkeypatch, style, spoil, says):
@@ -108,11 +134,53 @@ def test_what_can_be_known_before_stops_with_one_line(data, monkeypatch, style, 
         train(data, style)
     assert str(stop.value).startswith("error: ")
     assert "\n" not in str(stop.value)
-    assert str(data) in str(stop.value)
+    assert str(data) in str(stop.value) or "'bad'" in str(stop.value)
 
 
-def test_a_truncated_jpeg_stops_training_with_its_name(data):
+def test_data_sets_of_one_run_have_the_same_classes_in_the_same_order(data, capsys):
+    entries = [
+        {"NAME": name, "FORMAT": "voc", "ROOT": str(data), "SPLIT": "train", "CLASSES": classes}
+        for name, classes in (("bad", ["cell", "cat"]), ("worse", ["cat", "cell"]))
+    ]
+    changes = {"DATASETS.DECLARED": str(entries), "DATASETS.TEST": "('worse',)"}
+    with pytest.raises(SystemExit, match=r"'bad' and 'worse': expected the same classes in the sa"):
+        train(data, **changes, **{"MODEL.ROI_HEADS.NUM_CLASSES": "2"})
+
+
+def truncate(data):
     image = data / "JPEGImages/a.jpg"
     image.write_bytes(image.read_bytes()[:1500])
-    with pytest.raises(OSError, match=r"^Cannot read image .*/a\.jpg: "):
-        train(data)
+
+
+def swap_sizes(data):
+    text = XML.replace("<width>", "<w>").replace("</width>", "</w>")
+    text = text.replace("height>", "width>").replace("<w>", "<height>").replace("</w>", "</height>")
+    (data / "Annotations/a.xml").write_text(text)
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (truncate, r"Cannot read image .*/a\.jpg: "),
+        (swap_sizes, r"Image .*/a\.jpg: .*annotated as"),
+    ],
+)
+def test_an_image_that_cannot_be_used_stops_training_with_one_line(
+    data, spoil, says, workers, caplog
+):
+    spoil(data)
+    with pytest.raises(SystemExit, match=rf"^error: {says}") as stop:
+        train(data, **{"DATALOADER.NUM_WORKERS": workers})
+    assert "\n" not in str(stop.value)
+    assert "Traceback" not in caplog.text
+
+
+def test_more_gpus_than_there_are_end_with_one_line():
+    command = [sys.executable, str(REPOSITORY / "train_net.py"), "--num-gpus", "64"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"error: --num-gpus 64: found \d+ GPUs", done.stderr.strip().splitlines()[-1]
+    )
+    assert "Traceback" not in done.stderr

@@ -74,6 +74,8 @@ def main() -> int:
     args, overrides = parse()
     setup_logger(name="maploss")
     try:
+        if not args.file.endswith(".pkl"):
+            raise ValueError(f"{args.file}: expected a name that ends in .pkl")
         cfg = load_config(args.config_file, overrides)
         register_declared_datasets(cfg.DATASETS.DECLARED)
         check_registered(args.dataset)

@@ -58,7 +58,7 @@ def test_all_that_is_wrong_in_vocs_layout_comes_up(tmp_path):
         "a.xml: object 2 (cow): unknown class",
         "a.xml: object 3 (cat): box outside its image",
         "a.xml: object 4 (cat): box reaches outside its image",
-        "b.jpg: unreadable image",
+        "Cannot read image",
         "c.jpg: no such image",
         "d.xml",
         "e.jpg: 30 x 40 pixels, annotated as 40 x 30",
@@ -91,7 +91,7 @@ def test_all_that_is_wrong_in_cocos_form_comes_up(tmp_path):
     assert len(problems) == 4
     assert "entry 0 of 'annotations' (image a.jpg): box of zero area" in problems[0]
     assert "entry 1 of 'annotations' (image a.jpg): box reaches outside" in problems[1]
-    assert "b.jpg: unreadable image" in problems[2]
+    assert "Cannot read image" in problems[2]
     assert "c.jpg: no such image" in problems[3]
     del content["annotations"][0]["bbox"], content["images"][2]["id"]
     path.write_text(json.dumps(content))

@@ -38,6 +38,14 @@ def test_recall_coverage_and_bad_boxes_are_counted(tmp_path):
     assert not report.is_good
 
 
+def test_crowds_do_not_count_in_recall(tmp_path):
+    path = str(tmp_path / "p.pkl")
+    write_proposals(path, ["a"], [[[0, 0, 10, 10]]])
+    record = make_record("a", [0, 0, 10, 10], [50, 50, 90, 70])
+    record["annotations"][1]["iscrowd"] = 1
+    assert check_proposals([record], path).recall == {0.5: 1, 0.7: 1}
+
+
 def test_a_good_file_is_good_and_recall_without_objects_is_unknown(tmp_path):
     path = str(tmp_path / "p.pkl")
     write_proposals(path, ["a"], [[[0, 0, 100, 80]]])

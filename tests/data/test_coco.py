@@ -19,7 +19,7 @@ def make_content():
         "annotations": [
             {"image_id": 3, "category_id": 9, "bbox": [10, 10, 20, 10], "iscrowd": 1},
             {"image_id": 3, "category_id": 2, "bbox": [0, 0, 5.5, 5], "difficult": 1},
-            {"image_id": 7, "category_id": 2, "bbox": [1, 2, 3, 4], "ignore": 1, "iscrowd": 0},
+            {"image_id": 7, "category_id": 2, "bbox": [1, 2, 3, 4], "difficult": 1, "area": 7},
         ],
     }
 
@@ -39,6 +39,7 @@ def test_records_have_classes_from_0_and_keep_crowds_and_difficult_objects(tmp_p
     assert [a["category_id"] for a in annotations] == [0, 1, 0]
     assert [a["iscrowd"] for a in annotations] == [0, 1, 0]
     assert [a["difficult"] for a in annotations] == [1, 0, 1]
+    assert [a["area"] for a in annotations] == [7, 200, 27.5]
 
 
 def test_flawed_boxes_are_clipped_or_dropped_with_one_counted_warning(tmp_path, caplog):
@@ -87,7 +88,7 @@ def changed(key, **fields):
         (without("categories", 0, "name"), "entry 0 of 'categories' has no 'name'"),
         (make_content() | {"annotations": [5]}, "entry 0 of 'annotations' has no"),
         (make_content() | {"images": [], "annotations": []}, "lists no image"),
-        (changed("images", id=3), "id 3 comes twice in 'images'"),
+        (changed("images", id=3), "id '3' comes twice in 'images'"),
         (changed("categories", id=2), "id 2 comes twice in 'categories'"),
         (changed("images", width=0), r"image 7: width and height are \(0, 80\)"),
         (changed("images", width="9"), "image 7: width and height"),

@@ -126,5 +126,6 @@ def test_a_config_declares_one_on_the_command_line_or_in_a_file(tiny_cfg, entry,
     read = tiny_cfg.clone()
     read.merge_from_file(str(tmp_path / "config.yaml"))
     assert read.DATASETS.DECLARED == tiny_cfg.DATASETS.DECLARED == [entry]
+    (tmp_path / "JPEGImages/a.jpg").write_bytes(b"")  # is there; what it holds is not looked at
     prepare_config(read, eval_only=False)
     assert len(DatasetCatalog.get(entry["NAME"])) == 1

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from maploss.data import make_proposals as module
 from maploss.data.make_proposals import make_proposals
-from maploss.data.proposals import load_and_check, write_proposals
+from maploss.data.proposals import load_and_check, read_proposals, write_proposals
 
 SCRIPT = """
 import json, sys
@@ -129,9 +129,66 @@ def test_an_unreadable_image_is_named_and_the_rest_is_kept(tmp_path, records):
 
 def test_a_file_of_other_images_is_not_taken_for_finished(tmp_path, records):
     path = str(tmp_path / "p.pkl")
-    write_proposals(path, ["other"], [np.zeros((1, 4))])
-    with pytest.raises(ValueError, match=r"p\.pkl: no proposals for image 'a/0'"):
+    write_proposals(path, [x["image_id"] for x in records], [np.zeros((1, 4))] * len(records))
+    with pytest.raises(ValueError, match=r"p\.pkl: exists, and was not made with"):
         make_proposals(records, path)
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_windows_of_other_images_of_the_same_ids_are_not_taken_over(
+    tmp_path, records, is_finished, monkeypatch
+):
+    path = str(tmp_path / "p.pkl")
+    if not is_finished:
+        monkeypatch.setattr("maploss.data.make_proposals.write_proposals", _die)
+        with pytest.raises(KeyboardInterrupt):
+            make_proposals(records, path, "dense")
+        monkeypatch.undo()
+    else:
+        make_proposals(records, path, "dense")
+    other = str(tmp_path / "other.png")
+    cv2.imwrite(other, np.zeros((30, 20, 3), np.uint8))
+    others = [{**x, "file_name": other} for x in records]
+    if is_finished:
+        with pytest.raises(ValueError, match="exists, and was not made with"):
+            make_proposals(others, path, "dense")
+    else:
+        make_proposals(others, path, "dense")
+        assert max(x.max() for x in read_proposals(path)["boxes"]) == 30
+
+
+def test_a_finished_file_of_another_method_is_not_taken_over(tmp_path, records):
+    path = str(tmp_path / "p.pkl")
+    make_proposals(records, path, "dense", 10)
+    with pytest.raises(ValueError, match=r"not made with .*'max_windows': 20\}"):
+        make_proposals(records, path, "dense", 20)
+
+
+def test_what_a_kill_in_the_last_write_leaves_is_removed(tmp_path, records):
+    leftover = tmp_path / ".p.tmp-x1"
+    leftover.mkdir()
+    (leftover / "file.pkl").write_bytes(b"half")
+    make_proposals(records, str(tmp_path / "p.pkl"), "dense", 10)
+    assert not leftover.exists()
+
+
+def test_a_part_that_was_not_written_to_its_end_is_made_again(tmp_path, records, monkeypatch):
+    path, save = str(tmp_path / "p.pkl"), np.save
+
+    def write_half(name, windows):
+        save(name, windows[: len(windows) // 2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.np, "save", write_half)
+    with pytest.raises(KeyboardInterrupt):
+        make_proposals(records, path, "dense", 100)
+    monkeypatch.undo()
+    make_proposals(records, path, "dense", 100)
+    assert min(map(len, read_proposals(path)["boxes"])) == 100
+
+
+def _die(*args):
+    raise KeyboardInterrupt
 
 
 def test_unknown_methods_and_negative_numbers_are_errors(tmp_path, records):

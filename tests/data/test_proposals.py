@@ -8,6 +8,7 @@ from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
 from detectron2.structures import BoxMode
 from maploss.data.proposals import (
     load_and_check,
+    read_proposals,
     write_proposals,
 )
 
@@ -43,15 +44,61 @@ def test_missing_image_names_image_and_file(tmp_path):
 
 def test_windows_are_clipped_or_dropped_with_one_counted_warning(tmp_path, caplog):
     path = str(tmp_path / "p.pkl")
-    boxes = [[-5, 0, 120, 90], [10, 10, 10, 20], [200, 0, 300, 50], [1, 1, 5, 5]]
-    write_proposals(path, ["a"], [np.array(boxes)])
+    boxes = [[-5, 0, 120, 90], [10, 10, 10, 20], [200, 0, 200, 50], [1, 1, 5, 5]]
+    write_proposals(path, ["a", "b"], [np.array(boxes), np.zeros((0, 4))])
     with caplog.at_level(logging.WARNING):
-        (record,) = load_and_check(make_records("a"), path)
+        record, _ = load_and_check(make_records("a", "b"), path)
+        load_and_check(make_records("a", "b"), path)  # a run reads it more than once
     assert record["proposal_boxes"].tolist() == [[0, 0, 100, 80], [1, 1, 5, 5]]
     assert record["proposal_objectness_logits"].tolist() == [0, -3]
     assert len(caplog.records) == 1
-    assert "1 windows reached outside" in caplog.text
-    assert "2 of zero area were dropped" in caplog.text
+    assert "1 windows reach outside" in caplog.text
+    assert "2 of zero area are dropped" in caplog.text
+    assert "1 of 2 images have none" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("box", "says"),
+    [
+        ([1, 1, float("nan"), 5], "expected finite boxes"),
+        ([1, 1, float("inf"), 5], "expected finite boxes"),
+        ([200, 0, 300, 50], r"lies outside of 100 x 80 pixels; windows of another data set\?"),
+    ],
+)
+def test_windows_that_cannot_be_right_name_image_and_file(tmp_path, box, says):
+    path = str(tmp_path / "p.pkl")
+    write_proposals(path, ["a"], [np.array([[1, 1, 5, 5], box])])
+    with pytest.raises(ValueError, match=rf"p\.pkl: image 'a': .*{says}"):
+        load_and_check(make_records("a"), path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"ids": ["a", "a"]}, "image 'a' comes twice"),
+        ({"objectness_logits": [np.zeros(1), np.array([np.nan])]}, "image 'b': .*logits"),
+        ({"objectness_logits": [np.zeros(1), np.zeros(2)]}, r"image 'b': 1 boxes .*\(2,\)"),
+    ],
+)
+def test_ids_and_logits_are_checked(tmp_path, changes, says):
+    path = tmp_path / "p.pkl"
+    content = {"ids": ["a", "b"], "boxes": [np.array([[1, 1, 5, 5]])] * 2}
+    content |= {"objectness_logits": [np.zeros(1)] * 2, **changes}
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(ValueError, match=rf"p\.pkl: {says}"):
+        load_and_check(make_records("a", "b"), str(path))
+
+
+class _Malicious:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('it ran')",)
+
+
+def test_a_proposal_file_runs_no_code(tmp_path):
+    path = tmp_path / "p.pkl"
+    path.write_bytes(pickle.dumps({"ids": _Malicious()}))
+    with pytest.raises(ValueError, match=r"p\.pkl: .*builtins\.exec has no place in a proposal"):
+        read_proposals(str(path))
 
 
 def test_proposals_of_the_first_detectron_and_in_xywh_are_read(tmp_path):

@@ -62,6 +62,23 @@ def test_flawed_boxes_are_clipped_or_dropped_with_one_counted_warning(tmp_path, 
     assert "2 of zero area were dropped (x)" in caplog.text
 
 
+def test_other_extensions_names_with_spaces_and_marks_in_the_text_are_read(tmp_path):
+    objects = [make_object("cat", (2, 2, 9, 9), "true"), make_object("cat", (2, 2, 9, 9), "false")]
+    root = make_tree(tmp_path, **{"my cell": make_xml(*objects), "x": make_xml(), "y": make_xml()})
+    for name in ("my cell.PNG", "x.jpeg", "x.jpg"):
+        (tmp_path / "JPEGImages" / name).write_bytes(b"")
+    lines = "\ufeffmy cell\nx  -1\ny 1\n"
+    (tmp_path / "ImageSets/Main/train.txt").write_text(lines, encoding="utf-8")
+    records = load_voc(root, "train", CLASSES)
+    assert [x["image_id"] for x in records] == ["my cell", "x", "y"]
+    names = [Path(x["file_name"]).name for x in records]
+    assert names == ["my cell.PNG", "x.jpg", "y.jpg"]  # y is not there, and asked for as .jpg
+    assert [a["difficult"] for a in records[0]["annotations"]] == [1, 0]
+    (tmp_path / "ImageSets/Main/train.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(ValueError, match=r"train\.txt: expected text in UTF-8"):
+        load_voc(root, "train", CLASSES)
+
+
 def test_malformed_xml_names_the_file(tmp_path):
     root = make_tree(tmp_path, broken="<annotation><size>")
     with pytest.raises(ValueError, match=r"broken\.xml"):

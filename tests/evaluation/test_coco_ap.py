@@ -79,6 +79,35 @@ def test_only_the_100_best_of_an_image_count():
     assert result.ap["AP50"] == pytest.approx(1 / 101)
 
 
+def test_those_beyond_100_are_no_false_positives_either():
+    # 150 in the first image, all wrong, and a right one in the second, which scores least.
+    boxes = torch.tensor([[0.0, 0, 10, 10]]) + 20 * torch.arange(151)[:, None]
+    image_inds = (torch.arange(151) == 150).long()
+    detections = Detections(boxes, -torch.arange(151.0), torch.zeros(151).long(), image_inds)
+    none = torch.tensor([False])
+    objects = Objects(boxes[[150]], torch.tensor([0]), torch.tensor([1]), none, none)
+    (result,) = evaluate_detections(detections, objects, 1)
+    assert result.ap["AP50-coco101"] == pytest.approx(1 / 101)
+    assert coco_ap(detections, objects, 1)["AP50"] == pytest.approx(1 / 101)
+
+
+def test_of_equal_overlaps_the_last_object_is_taken_as_in_pycocotools():
+    gt_boxes = np.array([[0.0, 0, 10, 10], [0, 0, 10, 10]])
+    zero, no = np.zeros(2, dtype=int), np.zeros(2, dtype=bool)
+    assert match_coco(gt_boxes[:1], zero[:1], gt_boxes, zero, no, no, [0.5]).tolist() == [[1]]
+
+
+def test_sizes_of_objects_go_by_the_areas_of_the_annotations():
+    box, none = torch.tensor([[0.0, 0, 100, 100]]), torch.tensor([False])
+    zero = torch.tensor([0])
+    detections = Detections(box, torch.tensor([1.0]), zero, zero)
+    by_box = coco_ap(detections, Objects(box, zero, zero, none, none), 1)
+    assert by_box["APl"] == pytest.approx(1)
+    by_mask = coco_ap(detections, Objects(box, zero, zero, none, none, torch.tensor([500.0])), 1)
+    assert by_mask["APs"] == by_mask["AP"] == pytest.approx(1)
+    assert math.isnan(by_mask["APl"])
+
+
 def test_a_detection_whose_best_object_is_taken_goes_to_the_next():
     gt_boxes = np.array([[0.0, 0, 10, 10], [2, 0, 12, 10]])
     boxes = np.array([[0.0, 0, 10, 10], [0.5, 0, 10.5, 10]])
@@ -89,7 +118,7 @@ def test_a_detection_whose_best_object_is_taken_goes_to_the_next():
 
 def test_without_objects_or_detections_pycocotools_has_nothing_to_say():
     detections, objects = random_scene(0)
-    nothing = Objects(*(x[:0] for x in objects))
+    nothing = Objects(*(x[:0] for x in objects if x is not None))
     assert all(math.isnan(x) for x in coco_ap(detections, nothing, 3).values())
     assert coco_ap(Detections(*(x[:0] for x in detections)), objects, 3)["AP"] == 0
 

@@ -4,6 +4,8 @@
 import logging
 from collections.abc import Sequence
 
+from .warn_once import warn_once
+
 logger = logging.getLogger(__name__)
 
 
@@ -39,7 +41,8 @@ class BoxFitter:
         """One warning for all boxes of `source`, a file, if any had to be changed."""
         if self.clipped or self.dropped:
             examples = ", ".join(dict.fromkeys(self.dropped + self.clipped))
-            logger.warning(
+            warn_once(
+                logger,
                 f"{source}: {len(self.clipped)} boxes reached outside their image and were "
-                f"clipped, {len(self.dropped)} of zero area were dropped ({examples[:200]})"
+                f"clipped, {len(self.dropped)} of zero area were dropped ({examples[:200]})",
             )

@@ -33,9 +33,7 @@ def new_folder(path: str) -> Iterator[str | None]:
         if os.path.isdir(path):
             yield None
             return
-        for leftover in os.listdir(parent):
-            if leftover.startswith(f"{name}.tmp-"):
-                shutil.rmtree(os.path.join(parent, leftover), ignore_errors=True)
+        _remove(parent, f"{name}.tmp-")
         folder = tempfile.mkdtemp(prefix=f"{name}.tmp-", dir=parent)
         try:
             yield folder
@@ -63,3 +61,15 @@ def new_file(path: str) -> Iterator[str]:
         os.replace(temporary, path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(path: str) -> None:
+    """Removes what processes that were killed have left of :func:`new_file`; none may be at it."""
+    parent, name = os.path.split(os.path.abspath(path))
+    _remove(parent, f".{os.path.splitext(name)[0]}.tmp-")
+
+
+def _remove(parent: str, prefix: str) -> None:
+    for leftover in os.listdir(parent):
+        if leftover.startswith(prefix):
+            shutil.rmtree(os.path.join(parent, leftover), ignore_errors=True)

@@ -5,11 +5,11 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from detectron2.data import detection_utils
 from detectron2.structures import BoxMode
 
 from .box_fitter import BoxFitter
 from .coco import coco_problems, read_coco
+from .images import ImageError, read_image
 from .voc import read_split, read_voc_annotation, voc_annotation_file, voc_image_file
 
 
@@ -108,9 +108,9 @@ def _image_problems(path: str, size: tuple[int, int] | None) -> list[str]:
     if not os.path.isfile(path):
         return [f"{path}: no such image"]
     try:
-        height, width = detection_utils.read_image(path, format="BGR").shape[:2]
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three
-        return [f"{path}: unreadable image ({error})"]
+        height, width = read_image(path).shape[:2]
+    except ImageError as error:
+        return [str(error)]
     if size is not None and (width, height) != tuple(size):
         return [f"{path}: {width} x {height} pixels, annotated as {size[0]} x {size[1]}"]
     return []

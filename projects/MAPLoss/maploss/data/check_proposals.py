@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
 
-from .proposals import as_boxes, read_proposals
+from .proposals import read_proposals, windows_of
 
 RECALL_THRESHS = (0.5, 0.7)
 
@@ -57,11 +57,7 @@ def check_proposals(dataset_dicts: Sequence[dict], path: str) -> ProposalReport:
             missing.append(image_id)
             best.append(_best_iou(record, np.zeros((0, 4), dtype=np.float32)))
             continue
-        try:
-            boxes = as_boxes(proposals["boxes"][i])
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: image {image_id!r}: {error}") from error
-        boxes = BoxMode.convert(boxes, proposals["bbox_mode"], BoxMode.XYXY_ABS)
+        boxes, _ = windows_of(proposals, i, path)
         counts.append(len(boxes))
         if not len(boxes):
             without.append(image_id)

@@ -2,9 +2,9 @@
 """Data sets in COCO's form: a json file and a folder of images."""
 
 import json
-import math
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
@@ -17,15 +17,17 @@ _REQUIRED = {
     "categories": ("id", "name"),
     "annotations": ("image_id", "category_id", "bbox"),
 }
+# Of coordinates and sizes, in pixels.
+_LARGEST = 1e9
 
 
 def load_coco(json_file: str, image_root: str) -> list[dict]:
     """
     Dataset dicts of a json file in COCO's form, in its order.
 
-    Unlike Detectron2's loader it keeps `difficult` (or `ignore`), says what is wrong with a file,
-    and treats boxes as :func:`load_voc` does: what reaches outside is clipped, zero area dropped,
-    with one warning that counts them.
+    Unlike Detectron2's loader it keeps `difficult` and `area`, says what is wrong with a file, and
+    treats boxes as :func:`load_voc` does: what reaches outside is clipped, zero area dropped, with
+    one warning that counts them.
 
     Args:
         image_root: folder to which the file names belong.
@@ -64,10 +66,10 @@ def load_coco(json_file: str, image_root: str) -> list[dict]:
                     "category_id": index_of[annotation["category_id"]],
                     "bbox": box,
                     "bbox_mode": BoxMode.XYXY_ABS,
-                    "difficult": int(
-                        bool(annotation.get("difficult", 0) or annotation.get("ignore", 0))
-                    ),
+                    "difficult": int(bool(annotation.get("difficult", 0))),
                     "iscrowd": int(bool(annotation.get("iscrowd", 0))),
+                    # Of the mask, where there is one; COCO's sizes of objects go by it.
+                    "area": annotation.get("area", (box[2] - box[0]) * (box[3] - box[1])),
                 }
             )
     fitter.warn(json_file)
@@ -86,7 +88,7 @@ def read_coco(json_file: str) -> dict:
     with open(json_file, encoding="utf-8") as f:
         try:
             content = json.load(f)
-        except ValueError as error:
+        except (RecursionError, ValueError) as error:
             raise ValueError(f"{json_file}: no readable json ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{json_file}: expected a dictionary, got {type(content).__name__}")
@@ -101,12 +103,10 @@ def coco_problems(content: dict) -> Iterator[str]:
         return
     if not content["images"]:
         yield "lists no image"
-    for key in ("images", "categories"):
-        seen: set = set()
-        for entry in content[key]:
-            if entry["id"] in seen:
-                yield f"id {entry['id']!r} comes twice in {key!r}"
-            seen.add(entry["id"])
+    # Windows and detections know images by str(id).
+    images = [str(x["id"]) for x in content["images"]]
+    yield from (f"id {x!r} comes twice in 'images'" for x in _repeated(images))
+    yield from _category_problems(content["categories"])
     sizes = {x["id"]: (x["width"], x["height"]) for x in content["images"]}
     for image_id, size in sizes.items():
         if not all(_is_number(x) and x >= 1 for x in size):
@@ -117,6 +117,9 @@ def coco_problems(content: dict) -> Iterator[str]:
     class_ids = {x["id"] for x in content["categories"]}
     for i, annotation in enumerate(content["annotations"]):
         box = annotation["bbox"]
+        area = annotation.get("area", 0)
+        if not (_is_number(area) and area >= 0):
+            yield f"entry {i} of 'annotations': expected an area of 0 or more, got {area!r}"
         if annotation["image_id"] not in sizes:
             yield f"entry {i} of 'annotations': unknown image {annotation['image_id']!r}"
         if annotation["category_id"] not in class_ids:
@@ -134,10 +137,35 @@ def _entry_problems(content: dict, key: str) -> Iterator[str]:
         missing = [x for x in _REQUIRED[key] if not isinstance(entry, dict) or x not in entry]
         if missing:
             yield f"entry {i} of {key!r} has no {missing[0]!r}"
+            continue
+        for name in {"id", "image_id", "category_id"} & set(_REQUIRED[key]):
+            value = entry[name]
+            if not isinstance(value, int | str):
+                yield f"entry {i} of {key!r}: expected a number or text as {name!r}, got {value!r}"
+
+
+def _category_problems(categories: list[dict]) -> Iterator[str]:
+    """Of entries that have what is required."""
+    if not categories:
+        yield "lists no category"
+    if len({type(x["id"]) for x in categories}) > 1:
+        yield "ids of 'categories' are numbers and texts"
+    for i, entry in enumerate(categories):
+        if not (isinstance(entry["name"], str) and entry["name"]):
+            yield f"entry {i} of 'categories': expected a name, got {entry['name']!r}"
+    for key in ("id", "name"):
+        repeated = _repeated([x[key] for x in categories if isinstance(x[key], int | str)])
+        yield from (f"{key} {x!r} comes twice in 'categories'" for x in repeated)
+
+
+def _repeated(values: Sequence) -> list:
+    return [x for x, count in Counter(values).items() if count > 1]
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return -_LARGEST < value < _LARGEST  # integers of json have no limit, floats do
 
 
 def _class_indices(categories: list[dict]) -> dict[int, int]:
@@ -155,8 +183,10 @@ def register_coco(name: str, json_file: str, image_root: str, ap_type: str = "co
         FileNotFoundError, ValueError: no such file, or one without classes.
     """
     content = read_coco(json_file)
-    for problem in _entry_problems(content, "categories"):
-        raise ValueError(f"{json_file}: {problem}")
+    problems = list(_entry_problems(content, "categories"))
+    problems = problems or list(_category_problems(content["categories"]))
+    if problems:
+        raise ValueError(f"{json_file}: {problems[0]}")
     if name in DatasetCatalog:
         DatasetCatalog.remove(name)
     MetadataCatalog.pop(name, None)

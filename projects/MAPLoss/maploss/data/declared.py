@@ -37,6 +37,8 @@ def register_declared_datasets(declared: Sequence[dict]) -> None:
             taken by another data set, a json file that is not COCO's.
         FileNotFoundError: ROOT or IMAGES is no folder, or there is no such json file.
     """
+    if not isinstance(declared, list | tuple):
+        raise ValueError(f"DATASETS.DECLARED: expected a list, got {declared!r}")
     names = [entry.get("NAME") if isinstance(entry, dict) else None for entry in declared]
     for entry, name in zip(declared, names, strict=True):
         if names.count(name) > 1:
@@ -67,9 +69,12 @@ def _checked(entry: dict) -> dict:
     entry = {**optional, **entry}
     where = f"{where} {entry['NAME']!r}"
     check_choice(f"{where}: AP_TYPE", entry["AP_TYPE"], AP_TYPES)
-    for key in ("NAME", "ROOT", "SPLIT"):
-        if not isinstance(entry[key], str):
+    for key in ("NAME", "ROOT", "SPLIT", "IMAGES"):
+        if key in required and not (isinstance(entry[key], str) and entry[key]):
             raise ValueError(f"{where}: expected {key} to be a string, got {entry[key]!r}")
+        if key in optional and not isinstance(entry[key], str | None):
+            raise ValueError(f"{where}: expected {key} to be a string, got {entry[key]!r}")
+    entry["ROOT"] = os.path.expanduser(entry["ROOT"])
     if not os.path.isdir(entry["ROOT"]):
         raise FileNotFoundError(f"{where}: ROOT is no folder: {entry['ROOT']}")
     if style == "voc":

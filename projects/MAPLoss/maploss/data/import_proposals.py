@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.io
 
-from .proposals import as_boxes, check_covered, write_proposals
+from .proposals import as_boxes, check_covered, check_different, write_proposals
 
 EXTENSIONS = (".npz", ".mat")
 
@@ -31,6 +31,7 @@ def import_proposals(archive: str, path: str, image_ids: Sequence) -> None:
     if extension not in readers:
         raise ValueError(f"{archive}: expected a file that ends in one of {EXTENSIONS}")
     ids, boxes = readers[extension](archive)
+    check_different(ids, archive)
     index_of = {image_id: i for i, image_id in enumerate(ids)}
     check_covered(image_ids, index_of, archive)
     write_proposals(path, image_ids, (boxes[index_of[str(image_id)]] for image_id in image_ids))
@@ -59,8 +60,11 @@ def _read_npz(path: str) -> tuple[list[str], list[np.ndarray]]:
             f"{path}: expected one count per id and as many boxes as the counts' sum, got "
             f"{len(ids)} ids, {len(counts)} counts of sum {int(counts.sum())}, {len(boxes)} boxes"
         )
+    if boxes.dtype.kind not in "iuf" or not np.isfinite(boxes).all():
+        raise ValueError(f"{path}: expected boxes of finite numbers, got some that are not")
     ends = np.cumsum(counts, dtype=np.int64)
-    return [str(x) for x in ids], np.split(boxes, ends[:-1])
+    names = [x.decode() if isinstance(x, bytes) else str(x) for x in ids]
+    return names, np.split(boxes, ends[:-1])
 
 
 def _read_mat(path: str) -> tuple[list[str], list[np.ndarray]]:
@@ -75,7 +79,10 @@ def _read_mat(path: str) -> tuple[list[str], list[np.ndarray]]:
     if missing:
         raise ValueError(f"{path}: expected images and boxes; lacks {sorted(missing)}")
     # Cells, each with an array in it.
-    ids = [str(np.ravel(cell)[0]) if np.size(cell) else "" for cell in archive["images"].ravel()]
+    ids = [
+        str(np.ravel(cell)[0]).strip() if np.size(cell) else ""
+        for cell in archive["images"].ravel()
+    ]
     cells = archive["boxes"].ravel()
     if len(ids) != len(cells):
         raise ValueError(f"{path}: expected boxes for {len(ids)} images, got {len(cells)}")
@@ -83,6 +90,8 @@ def _read_mat(path: str) -> tuple[list[str], list[np.ndarray]]:
     for image_id, cell in zip(ids, cells, strict=True):
         try:
             given = as_boxes(cell)
+            if not np.isfinite(given).all():
+                raise ValueError("expected boxes of finite numbers, got some that are not")
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: image {image_id!r}: {error}") from error
         boxes.append(given[:, [1, 0, 3, 2]] - np.array([1, 1, 0, 0], dtype=given.dtype))

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from detectron2.data import detection_utils
 from tqdm import tqdm
 
 from ..layers.checks import check_choice
-from .cache import new_file
+from .cache import new_file, remove_leftovers
 from .dense_windows import dense_windows
-from .proposals import load_and_check, write_proposals
+from .images import read_image
+from .proposals import read_proposals, write_proposals
 from .selective_search import selective_search
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,8 @@ def make_proposals(
 
     Each image's windows are first a file of their own, in the folder `path`.parts: a process that
     is killed loses the images that it was working on, and the next call goes on with the rest. The
-    windows depend on the image and the method only. Does nothing where `path` is complete already.
+    windows depend on the image and the method only. Does nothing where `path` was made of the same
+    images, by name and size of their files, with the same settings.
 
     Args:
         dataset_dicts: Detectron2's, with `file_name` and `image_id`. path: of the file (.pkl).
@@ -42,20 +43,28 @@ def make_proposals(
             an image ("dense": a random sample); 0 for all.
 
     Raises:
-        ValueError: an unknown method, a negative `max_windows`, a file in `path` that does not
-            cover the images, or parts that were begun with other settings.
+        ValueError: an unknown method, a negative `max_windows`, a file in `path`, or parts, made of
+            other images or with other settings.
         OSError: an image that cannot be read, another process that makes the same file.
     """
     check_choice("method", method, METHODS)
     if max_windows < 0:
         raise ValueError(f"max_windows: expected 0 or more, got {max_windows}")
+    settings = {"method": method, "max_windows": max_windows}
+    keys = [_key(x) for x in dataset_dicts]
+    made_by = {**settings, "images": hashlib.sha256("".join(keys).encode()).hexdigest()}
     if os.path.exists(path):
-        load_and_check([dict(x) for x in dataset_dicts], path)
+        if read_proposals(path).get("made_by") != made_by:
+            raise ValueError(
+                f"{path}: exists, and was not made with {settings} of these images; delete it to "
+                "make it anew, or name another file"
+            )
         logger.info(f"{path} has windows for all {len(dataset_dicts)} images already")
         shutil.rmtree(f"{path}.parts", ignore_errors=True)
         return
-    with _parts_folder(f"{path}.parts", {"method": method, "max_windows": max_windows}) as folder:
-        parts = [_part(folder, x["image_id"]) for x in dataset_dicts]
+    with _parts_folder(f"{path}.parts", settings) as folder:
+        remove_leftovers(path)  # of a process that was killed while it wrote the file
+        parts = [os.path.join(folder, f"{key}.npy") for key in keys]
         to_do = [
             (x["file_name"], part)
             for x, part in zip(dataset_dicts, parts, strict=True)
@@ -65,7 +74,7 @@ def make_proposals(
             logger.info(f"{len(parts) - len(to_do)} of {len(parts)} images were done before")
         _make_parts(to_do, method, max_windows, num_images=len(parts))
         ids = [x["image_id"] for x in dataset_dicts]
-        write_proposals(path, ids, (np.load(part) for part in parts))
+        write_proposals(path, ids, (np.load(part) for part in parts), made_by)
         shutil.rmtree(folder)
 
 
@@ -93,9 +102,12 @@ def _parts_folder(folder: str, settings: dict) -> Iterator[str]:
         yield folder
 
 
-def _part(folder: str, image_id: object) -> str:
-    # Image ids can hold anything, file names cannot.
-    return os.path.join(folder, hashlib.sha256(str(image_id).encode()).hexdigest()[:32] + ".npy")
+def _key(record: dict) -> str:
+    """Of an image and its file: ids can hold anything, and other data sets have the same."""
+    file_name = record["file_name"]
+    size = os.path.getsize(file_name) if os.path.isfile(file_name) else -1
+    key = repr((str(record["image_id"]), os.path.basename(file_name), size))
+    return hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
 def _make_parts(
@@ -115,11 +127,7 @@ def _make_parts(
 
 
 def _make_part(file_name: str, part: str, method: str, max_windows: int) -> None:
-    try:
-        # As the mapper reads it, turned as its EXIF data say.
-        image = detection_utils.read_image(file_name, format="BGR")
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three
-        raise OSError(f"Cannot read image {file_name}: {error}") from error
+    image = read_image(file_name)
     if method == "dense":
         windows = dense_windows(image.shape[1], image.shape[0])
     else:

@@ -11,6 +11,8 @@ from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
 
+from .images import ImageError, read_image
+
 
 class MAPDatasetMapper:
     """
@@ -81,7 +83,7 @@ class MAPDatasetMapper:
             dataset_dict: Detectron2's dataset dict of one image; not changed.
 
         Raises:
-            OSError: the image cannot be read.
+            ImageError: the image cannot be read, or has not the size that its annotation says.
             ValueError: no proposals, or a class out of range. Both name the file.
         """
         dataset_dict = copy.deepcopy(dataset_dict)
@@ -110,11 +112,14 @@ class MAPDatasetMapper:
 
     def _read(self, dataset_dict: dict) -> np.ndarray:
         file_name = dataset_dict["file_name"]
-        try:
-            image = utils.read_image(file_name, format=self.image_format)
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three
-            raise OSError(f"Cannot read image {file_name}: {error}") from error
-        utils.check_image_size(dataset_dict, image)
+        image = read_image(file_name, self.image_format)
+        size = (dataset_dict.get("width"), dataset_dict.get("height"))
+        if None not in size and size != image.shape[1::-1]:
+            raise ImageError(
+                f"Image {file_name}: {image.shape[1]} x {image.shape[0]} pixels, annotated as "
+                f"{size[0]} x {size[1]}"
+            )
+        dataset_dict["height"], dataset_dict["width"] = image.shape[:2]
         return image
 
     def _check_classes(self, annotations: list[dict], file_name: str) -> None:

@@ -3,6 +3,7 @@
 
 import math
 import os
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,6 +12,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from .box_fitter import BoxFitter
+
+_YES = ("1", "true", "yes")
+# VOC has .jpg only; other data sets of its layout have these.
+_OTHER_EXTENSIONS = (".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 
 
 def load_voc(root: str, split: str, class_names: Sequence[str]) -> list[dict]:
@@ -81,8 +86,12 @@ def read_split(root: str, split: str) -> list[str]:
     split_file = _split_file(root, split)
     if not os.path.isfile(split_file):
         raise FileNotFoundError(f"Split {split!r} not found: {split_file}")
-    with open(split_file) as f:
-        image_ids = [line.split()[0] for line in f if line.strip()]
+    try:
+        with open(split_file, encoding="utf-8-sig") as f:
+            # The lists of one class have 1, 0 or -1 behind the name.
+            image_ids = [re.sub(r"\s+-?[01]$", "", line.strip()) for line in f if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{split_file}: expected text in UTF-8 ({error})") from error
     if not image_ids:
         raise ValueError(f"Empty split: {split_file} lists no image")
     return image_ids
@@ -134,7 +143,7 @@ def read_voc_annotation(path: str) -> VOCAnnotation:
             VOCObject(
                 name=(element.findtext("name") or "").strip(),
                 box=[x1 - 1, y1 - 1] * 2 if is_click else [x1 - 1, y1 - 1, x2, y2],
-                is_difficult=(element.findtext("difficult") or "0").strip() == "1",
+                is_difficult=(element.findtext("difficult") or "0").strip().lower() in _YES,
             )
         )
     return VOCAnnotation(width, height, objects)
@@ -146,8 +155,11 @@ def voc_annotation_file(root: str, image_id: str) -> str:
 
 
 def voc_image_file(root: str, image_id: str) -> str:
-    """The JPEG file of an image."""
-    return os.path.join(root, "JPEGImages", f"{image_id}.jpg")
+    """The file of an image: .jpg, or another of these extensions if only that is there."""
+    stem = os.path.join(root, "JPEGImages", image_id)
+    others = (stem + x for x in _OTHER_EXTENSIONS)
+    default = stem + ".jpg"
+    return default if os.path.isfile(default) else next(filter(os.path.isfile, others), default)
 
 
 def _split_file(root: str, split: str) -> str:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from ..config import add_maploss_config
 from ..data.declared import check_registered, register_declared_datasets
+from ..data.images import check_images_exist
 from ..data.proposal_files import proposal_files_for
 
 logger = logging.getLogger(__name__)
@@ -28,12 +29,17 @@ def load_config(config_file: str, overrides: Sequence[str]) -> CfgNode:
     """
     cfg = get_cfg()
     add_maploss_config(cfg)
+    given = config_file
     try:
         if config_file:
             cfg.merge_from_file(config_file)
+        given = " ".join(map(str, overrides))
         cfg.merge_from_list(list(overrides))
-    except (AssertionError, KeyError) as error:  # fvcore and yacs assert
-        raise ValueError(f"Config {config_file!r} with {list(overrides)}: {error}") from error
+    except OSError:
+        raise
+    except Exception as error:  # fvcore and yacs assert; a file that is no config can raise all
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f"Config: {reason} (in {given})") from error
     return cfg
 
 
@@ -49,9 +55,10 @@ def prepare_config(cfg: CfgNode, *, eval_only: bool) -> None:
     Raises:
         ValueError: no data set to train on, or to evaluate where that is all, or one that is not
             registered; annotations or windows that cannot be used, the message names the file;
-            MODEL.ROI_HEADS.NUM_CLASSES not that of the data sets; layers are frozen in training,
-            but there are no weights for them; a wrong entry of DATASETS.DECLARED.
-        FileNotFoundError: a file of a data set that does not exist.
+            MODEL.ROI_HEADS.NUM_CLASSES not that of the data sets, or these have other classes;
+            no object to train on; layers are frozen in training, but there are no weights for them;
+            a wrong entry of DATASETS.DECLARED.
+        OSError: a file of a data set, or an image, that does not exist.
     """
     register_declared_datasets(cfg.DATASETS.DECLARED)
     if not eval_only:
@@ -60,8 +67,18 @@ def prepare_config(cfg: CfgNode, *, eval_only: bool) -> None:
         raise ValueError("DATASETS.TEST: expected the name of a data set, got none")
     prepare_device(cfg)
     names = cfg.DATASETS.TEST if eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    classes: dict[str, list[str]] = {}
     for name in names:
-        _check_dataset(name, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+        _check_classes(name, cfg.MODEL.ROI_HEADS.NUM_CLASSES, classes)
+    for name in dict.fromkeys(names):
+        records = DatasetCatalog.get(name)
+        check_images_exist(x["file_name"] for x in records)
+        objects = (a for x in records for a in x["annotations"])
+        is_for_training = not eval_only and name in cfg.DATASETS.TRAIN
+        if is_for_training and all(a.get("iscrowd", 0) for a in objects):
+            raise ValueError(
+                f"Data set {name!r}: none of its {len(records)} images has an object to train on"
+            )
     if cfg.MODEL.LOAD_PROPOSALS:
         _fill_proposal_files(cfg, eval_only)
 
@@ -83,9 +100,18 @@ def prepare_device(cfg: CfgNode) -> None:
         cfg.MODEL.DEVICE = "cpu"
 
 
-def _check_dataset(dataset_name: str, num_classes: int) -> None:
+def _check_classes(dataset_name: str, num_classes: int, known: dict[str, list[str]]) -> None:
+    """Its classes against their number and those of the data sets before, which it joins."""
     check_registered(dataset_name)
     classes = MetadataCatalog.get(dataset_name).get("thing_classes", None)
+    for other, others in known.items():
+        if classes is not None and list(classes) != others:
+            raise ValueError(
+                f"Data sets {other!r} and {dataset_name!r}: expected the same classes in the same "
+                f"order, got {others} and {list(classes)}"
+            )
+    if classes is not None:
+        known[dataset_name] = list(classes)
     if classes is not None and len(classes) != num_classes:
         raise ValueError(
             f"MODEL.ROI_HEADS.NUM_CLASSES: expected {len(classes)}, the number of classes of data "

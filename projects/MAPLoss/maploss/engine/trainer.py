@@ -3,11 +3,13 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 
+from ..data.images import ImageError
 from .box_targets import set_box_targets
 from .checkpoints import loading
 
@@ -17,7 +19,8 @@ class CheckedTrainer(DefaultTrainer):
     DefaultTrainer whose failures name iteration and files.
 
     A loss or score that is not finite, in training or in the evaluations meanwhile, names the
-    iteration and the last checkpoint of this run; a checkpoint that cannot be loaded is named.
+    iteration and the last checkpoint of this run; a checkpoint that cannot be loaded is named; an
+    image that cannot be read ends the process with one line.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -48,6 +51,9 @@ class CheckedTrainer(DefaultTrainer):
     def _located(self) -> Iterator[None]:
         try:
             yield
+        except ImageError as error:
+            # Known only now, and nothing that a traceback explains; Detectron2 would log one.
+            sys.exit(f"error: {error.reason()}")
         except FloatingPointError as error:
             # After the last iteration `iter` is one further.
             iteration = min(self.iter, self.max_iter - 1)

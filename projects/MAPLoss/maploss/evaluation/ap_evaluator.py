@@ -142,6 +142,12 @@ class APEvaluator(DatasetEvaluator):
             image_inds=torch.tensor([i for i, _ in rows], dtype=torch.int64),
             is_difficult=torch.tensor([bool(a.get("difficult", 0)) for _, a in rows]).bool(),
             is_crowd=torch.tensor([bool(a.get("iscrowd", 0)) for _, a in rows]).bool(),
+            areas=torch.tensor(
+                [
+                    a.get("area", (x2 - x1) * (y2 - y1))
+                    for (_, a), (x1, y1, x2, y2) in zip(rows, boxes, strict=True)
+                ]
+            ).double(),
         )
 
     def _collect_detections(self, predictions: dict) -> Detections:

@@ -61,10 +61,8 @@ def _precision(
                 "id": number,
                 "image_id": int(objects.image_inds[i]),
                 "category_id": class_id,
-                "bbox": (box := _xywh(objects.boxes[i])),
-                "area": _IGNORED_AREA
-                if objects.is_difficult[i] and not crowds[i]
-                else box[2] * box[3],
+                "bbox": _xywh(objects.boxes[i]),
+                "area": _area(objects, i),
                 "iscrowd": int(crowds[i]),
             }
             for number, i in enumerate(rows, 1)
@@ -99,6 +97,15 @@ def _precision(
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation.eval["precision"][..., -1]
+
+
+def _area(objects: Objects, i: int) -> float:
+    if objects.is_difficult[i] and not objects.is_crowd[i]:
+        return _IGNORED_AREA
+    if objects.areas is not None:
+        return float(objects.areas[i])
+    _, _, width, height = _xywh(objects.boxes[i])
+    return width * height
 
 
 def _xywh(box) -> list[float]:

@@ -33,7 +33,8 @@ class Objects(NamedTuple):
     """
     boxes (G, 4) XYXY pixels, classes (G,), image_inds (G,) int64, is_difficult, is_crowd (G,) bool.
 
-    Neither difficult objects nor crowds (groups under one box) count.
+    Neither difficult objects nor crowds (groups under one box) count. areas (G,): by which COCO
+    tells small objects from large ones, None for those of the boxes.
     """
 
     boxes: torch.Tensor
@@ -41,6 +42,7 @@ class Objects(NamedTuple):
     image_inds: torch.Tensor
     is_difficult: torch.Tensor
     is_crowd: torch.Tensor
+    areas: torch.Tensor | None = None
 
 
 class ClassResult(NamedTuple):

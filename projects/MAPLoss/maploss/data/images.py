@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images that cannot be used, told by name wherever they are read."""
+
+import os
+from collections.abc import Iterable
+
+import numpy as np
+from detectron2.data import detection_utils
+
+
+class ImageError(OSError):
+    """An image that is missing, cannot be read, or is of another size than annotated."""
+
+    def reason(self) -> str:
+        """One line, also where a worker of a data loader has put its traceback before it."""
+        lines = str(self).strip().splitlines() or [""]
+        return lines[-1].removeprefix(f"{__name__}.ImageError: ")
+
+
+def read_image(file_name: str, image_format: str = "BGR") -> np.ndarray:
+    """
+    (H, W, 3) uint8, turned as its EXIF data say.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    try:
+        return detection_utils.read_image(file_name, format=image_format)
+    except Exception as error:  # Pillow's plug-ins can raise almost anything on broken bytes
+        reason = " ".join(str(error).split())
+        raise ImageError(f"Cannot read image {file_name}: {reason}") from error
+
+
+def check_images_exist(file_names: Iterable[str]) -> None:
+    """Raises ImageError with the first file that is not there."""
+    found: dict[str, set[str]] = {}
+    for file_name in file_names:
+        folder, name = os.path.split(file_name)
+        if folder not in found:  # a folder at a time: a file at a time is slow over a network
+            found[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if name not in found[folder]:
+            raise ImageError(f"Image not found: {file_name}")
