@@ -35,6 +35,20 @@ def test_weights_of_another_number_of_classes_name_the_parameters(model, tiny_cf
         load_for_evaluation(build_model(tiny_cfg), str(path), str(tmp_path), resume=False)
 
 
+def test_all_parameters_of_another_shape_are_named(model, tiny_cfg, tmp_path):
+    save(model, tmp_path)
+    tiny_cfg.MODEL.SMALL_CONVNET.CHANNELS = [3, 3, 3, 3]
+    other = build_model(tiny_cfg)
+    with pytest.raises(ValueError, match="weights do not fit the config") as error:
+        load_for_evaluation(other, str(tmp_path / "good.pth"), str(tmp_path), resume=False)
+    shapes = {key: tuple(value.shape) for key, value in other.state_dict().items()}
+    differ = [key for key, value in model.state_dict().items() if shapes[key] != value.shape]
+    assert len(differ) > 5
+    for key in differ:
+        got = tuple(model.state_dict()[key].shape)
+        assert f"{key}: expected {shapes[key]}, got {got}" in str(error.value)
+
+
 def test_weights_of_the_backbone_alone_train_but_are_not_evaluated(model, tiny_cfg, tmp_path):
     path = str(tmp_path / "backbone.pth")
     torch.save(model.backbone.state_dict(), path)

@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
+from detectron2.config import get_cfg
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes
+from maploss.config import add_maploss_config
 from maploss.modeling import PlainConvNet
 from maploss.modeling.plain_convnet import NETWORKS
 from torch import nn
 from torchvision.models import alexnet, vgg16
+from torchvision.ops import roi_pool
+
+from tests.conftest import REPOSITORY
 
 
 def convolutions(module):
@@ -41,6 +47,22 @@ def test_alexnet_has_the_features_of_torchvision_but_for_the_padding():
     image = torch.randn(1, 3, 70, 101)
     with torch.no_grad():
         torch.testing.assert_close(backbone(image)["conv5"], reference[:-1](image))
+
+
+def test_windows_are_pooled_as_by_torchvisions_roi_pool():
+    cfg = get_cfg()
+    add_maploss_config(cfg)
+    cfg.merge_from_file(str(REPOSITORY / "configs/Fast-RCNN/L.yaml"))
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIMS = [4, 4]
+    pooler = build_model(cfg).roi_heads.pooler
+    features = torch.randn(2, 512, 20, 30)
+    boxes = [
+        torch.tensor([[8.0, 0, 200, 150], [100, 30, 480, 320]]),
+        torch.tensor([[3.0, 4, 9, 10]]),
+    ]
+    actual = pooler([features], [Boxes(x) for x in boxes])
+    assert torch.equal(actual, roi_pool(features, boxes, (7, 7), spatial_scale=1 / 16))
 
 
 @pytest.mark.parametrize("network", NETWORKS)

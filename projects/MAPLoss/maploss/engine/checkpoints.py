@@ -66,9 +66,11 @@ class _CompleteCheckpointer(DetectionCheckpointer):
         expected = self.model.state_dict()
         lacking = [
             f"{key}: expected {tuple(expected[key].shape)}, got {found.get(key, 'none')}"
-            for key in incompatible.missing_keys
+            for key in sorted(incompatible.missing_keys, key=lambda key: key not in found)
         ]
         if lacking:
-            more = f", and {len(lacking) - 4} more" if len(lacking) > 4 else ""
-            raise ValueError(f"weights do not fit the config: {', '.join(lacking[:4])}{more}")
+            # Those of other shapes all, since each says something; of missing ones a few do.
+            shown = max(4, len(found))
+            more = f", and {len(lacking) - shown} more" if len(lacking) > shown else ""
+            raise ValueError(f"weights do not fit the config: {', '.join(lacking[:shown])}{more}")
         return incompatible
