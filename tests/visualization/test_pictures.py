@@ -52,7 +52,7 @@ def test_grid_shows_right_wrong_missed_and_difficult_boxes_in_their_colors(tmp_p
 def test_grid_and_curves_are_drawn_without_any_detection_or_object(tmp_path, scene):
     records, detections, objects = scene
     nothing = Detections(*(t[:0] for t in detections))
-    for objs in (objects, Objects(*(t[:0] for t in objects))):
+    for objs in (objects, Objects(*(t[:0] for t in objects if t is not None))):
         results = evaluate_detections(nothing, objs, 2)
         draw_detection_grid(
             str(tmp_path / "grid.png"), records, ["a", "b"], nothing, objs, results, num_images=1
