@@ -12,8 +12,10 @@ import pytest
 import torch
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
+from detectron2.structures import ImageList
 from maploss.engine import load_config
 from maploss.export import export_model
+from maploss.proposal_generator import SelectiveSearchProposals
 
 # What a user without this repository's tools would write.
 SCRIPT = """
@@ -125,7 +127,7 @@ def test_the_demo_takes_an_exported_and_compressed_detector(exported, tmp_path, 
 
 def test_the_demo_tells_an_image_that_cannot_be_read(exported, tmp_path, call_tool):
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    with pytest.raises(SystemExit, match=r"^error: Cannot read image .*broken\.jpg$"):
+    with pytest.raises(SystemExit, match=r"^error: Cannot read image .*broken\.jpg: "):
         call_tool(
             "demo",
             *("--config-file", str(exported), "--output", str(tmp_path)),
@@ -137,6 +139,33 @@ def test_the_demo_needs_a_detector_that_makes_its_own_windows(exported, tmp_path
     config = str(tmp_path / "config.yaml")
     with pytest.raises(SystemExit, match=r"^error: .*config\.yaml: .*tools/export_model\.py"):
         call_tool("demo", "--config-file", config, "--output", str(tmp_path), str(image))
+
+
+def test_windows_do_not_depend_on_the_order_of_the_channels(tiny_cfg, image):
+    found = []
+    pixels = torch.from_numpy(cv2.imread(str(image))).permute(2, 0, 1).float()
+    for image_format, x in (("BGR", pixels), ("RGB", pixels.flip(0))):
+        generator = SelectiveSearchProposals(
+            pixel_mean=[10.0] * 3, pixel_std=[2.0] * 3, image_format=image_format, max_windows=50
+        ).eval()
+        images = ImageList.from_tensors([(x - 10) / 2])
+        (windows,), _ = generator(images, {})
+        found.append(windows.proposal_boxes.tensor)
+    assert len(found[0]) > 3
+    assert torch.equal(*found)
+
+
+def test_the_demo_takes_weights_that_fit_only_and_finds_them_beside_a_moved_config(
+    exported, tmp_path, image, call_tool
+):
+    moved = tmp_path / "moved"
+    exported.parent.rename(moved)
+    config = str(moved / exported.name)
+    arguments = ("--config-file", config, "--output", str(tmp_path / "out"), str(image))
+    _, out, _ = call_tool("demo", *arguments)
+    assert "1 images" in out
+    with pytest.raises(SystemExit, match=r"^error: .*weights do not fit the config"):
+        call_tool("demo", *arguments, "--opts", "MODEL.ROI_BOX_HEAD.FC_DIM", "12")
 
 
 def test_windows_are_made_at_test_only(tiny_cfg, tmp_path, storage):

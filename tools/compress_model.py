@@ -3,11 +3,11 @@
 Compresses the fully connected layers of a trained detector by truncated SVD.
 
     python tools/compress_model.py --config-file output/demo/config.yaml --ranks 1024 256 \\
-        --output output/compressed [KEY VALUE ...]
+        --output output/compressed [--opts KEY VALUE ...]
 
-MODEL.WEIGHTS, or the last checkpoint of OUTPUT_DIR, is compressed: a rank for each linear layer of
-the box head, 0 leaves it whole. Writes model.pth and a config.yaml for it, which train_net.py
---eval-only takes, and prints what each layer lost.
+The last checkpoint of OUTPUT_DIR, or MODEL.WEIGHTS if given, is compressed: a rank for each linear
+layer of the box head, 0 leaves it whole. Writes model.pth and a config.yaml for it, which
+train_net.py --eval-only takes, and prints what each layer lost.
 """
 
 import argparse
@@ -16,9 +16,7 @@ from pathlib import Path
 
 import maploss  # noqa: F401 (registers the models)
 import torch
-from detectron2.modeling import build_model
-from maploss.data.declared import register_declared_datasets
-from maploss.engine import load_config, load_for_evaluation
+from maploss.engine import load_trained
 from maploss.modeling.compression import compress
 from tabulate import tabulate
 
@@ -29,18 +27,15 @@ def main() -> None:
     parser.add_argument("--config-file", required=True)
     parser.add_argument("--ranks", type=int, nargs="+", required=True)
     parser.add_argument("--output", type=Path, required=True)
-    args, overrides = parser.parse_known_args()
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[])
+    args = parser.parse_args()
     try:
-        cfg = load_config(args.config_file, overrides)
-        register_declared_datasets(cfg.DATASETS.DECLARED)
-        cfg.MODEL.DEVICE = "cpu"
-        model = build_model(cfg)
-        load_for_evaluation(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=False)
+        args.output.mkdir(parents=True, exist_ok=True)
+        cfg, model = load_trained(args.config_file, args.opts)
         layers = compress(model.roi_heads.box_head, args.ranks)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    args.output.mkdir(parents=True, exist_ok=True)
-    weights = args.output / "model.pth"
+    weights = (args.output / "model.pth").resolve()
     torch.save({"model": model.state_dict()}, weights)
     cfg.MODEL.ROI_BOX_HEAD.SVD_RANKS = args.ranks
     cfg.MODEL.WEIGHTS = str(weights)

@@ -15,12 +15,12 @@ import json
 import sys
 from pathlib import Path
 
-import cv2
 import maploss  # noqa: F401 (registers the models and the data sets)
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.utils.visualizer import Visualizer
-from maploss.engine import load_config, prepare_device
+from maploss.data.images import read_image
+from maploss.engine import load_config, load_for_evaluation, prepare_device
 
 
 def main() -> None:
@@ -40,13 +40,19 @@ def main() -> None:
                 f"{args.config_file}: expected a detector that makes its own windows; "
                 "tools/export_model.py makes one"
             )
+        args.output.mkdir(parents=True, exist_ok=True)
+        stems = [Path(path).stem for path in args.images]
+        if len(set(stems)) < len(stems):
+            raise ValueError("images: expected files of different names, as their pictures have")
+        images = {path: read_image(path) for path in args.images}
+        weights = _beside(cfg.MODEL.WEIGHTS, args.config_file)
+        cfg.MODEL.WEIGHTS = ""  # DefaultPredictor would leave random what does not fit
         predictor = DefaultPredictor(cfg)
-        images = {path: _read(path) for path in args.images}
+        load_for_evaluation(predictor.model, weights, cfg.OUTPUT_DIR, resume=False)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    registered = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes", None)
-    classes = cfg.MODEL.CLASS_NAMES or registered
-    args.output.mkdir(parents=True, exist_ok=True)
+    names = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
+    classes = cfg.MODEL.CLASS_NAMES or MetadataCatalog.get(names[0]).thing_classes
     found = []
     for path, image in images.items():
         best = predictor(image)["instances"].to("cpu")[: args.top]
@@ -64,11 +70,10 @@ def main() -> None:
     print(f"{len(found)} images: {args.output / 'detections.json'} and a picture of each")
 
 
-def _read(path: str):
-    image = cv2.imread(path)
-    if image is None:
-        raise OSError(f"Cannot read image {path}")
-    return image
+def _beside(weights: str, config_file: str) -> str:
+    """The weights, or those of the same name beside the config, where both were moved."""
+    moved = Path(config_file).parent / Path(weights).name
+    return str(moved) if weights and not Path(weights).is_file() and moved.is_file() else weights
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 """
 Trains linear SVMs on the features of a trained detector, in the place of its classifier.
 
-    python tools/train_svm.py --config-file output/run/config.yaml --output output/svm [KEY VALUE]
+    python tools/train_svm.py --config-file output/run/config.yaml --output output/svm \\
+        [--opts KEY VALUE ...]
 
-MODEL.WEIGHTS, or the last checkpoint of OUTPUT_DIR, gives the features of the windows of
+The last checkpoint of OUTPUT_DIR, or MODEL.WEIGHTS if given, gives the features of the windows of
 DATASETS.TRAIN; box regression, where there is some, stays. Writes model.pth and a config.yaml for
 it, which train_net.py --eval-only takes: softmax against SVM on the same features. Needs
 scikit-learn: pip install 'maploss[svm]'.
@@ -17,10 +18,9 @@ from pathlib import Path
 import maploss  # noqa: F401 (registers the models and the data sets)
 import torch
 from detectron2.data import get_detection_dataset_dicts
-from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
 from maploss.data.mapper import MAPDatasetMapper
-from maploss.engine import load_config, load_for_evaluation, prepare_config
+from maploss.engine import load_trained, prepare_config
 from maploss.engine.post_hoc_svm import extract_features, train_svms
 
 
@@ -29,18 +29,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--config-file", required=True)
     parser.add_argument("--output", type=Path, required=True)
-    args, overrides = parser.parse_known_args()
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[])
+    args = parser.parse_args()
     setup_logger(name="maploss")
     try:
-        cfg = load_config(args.config_file, overrides)
+        args.output.mkdir(parents=True, exist_ok=True)
+        cfg, model = load_trained(args.config_file, args.opts)
         # The same images at each pass, and as the test has them.
         cfg.INPUT.RANDOM_FLIP = "none"
         cfg.INPUT.MIN_SIZE_TRAIN = (cfg.INPUT.MIN_SIZE_TEST,)
         cfg.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST
-        weights = cfg.MODEL.WEIGHTS
         prepare_config(cfg, eval_only=False)
-        model = build_model(cfg)
-        load_for_evaluation(model, weights, cfg.OUTPUT_DIR, resume=False)
+        model.to(cfg.MODEL.DEVICE)
         records = get_detection_dataset_dicts(
             cfg.DATASETS.TRAIN, proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN
         )
@@ -55,12 +55,12 @@ def main() -> None:
     state = model.state_dict()
     state["roi_heads.box_predictor.cls_score.weight"] = torch.from_numpy(weight)
     state["roi_heads.box_predictor.cls_score.bias"] = torch.from_numpy(bias)
-    args.output.mkdir(parents=True, exist_ok=True)
     torch.save({"model": state}, args.output / "model.pth")
     cfg.MODEL.ROI_HEADS.NAME = "MAPROIHeads"
     has_regression = "roi_heads.box_predictor.bbox_pred.weight" in state
     cfg.MODEL.MAP_LOSS.BOX_REG = "windows" if has_regression else "none"
-    cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = str(args.output / "model.pth"), str(args.output)
+    cfg.MODEL.WEIGHTS = str((args.output / "model.pth").resolve())
+    cfg.OUTPUT_DIR = str(args.output)
     (args.output / "config.yaml").write_text(cfg.dump())
     print(f"{len(weight)} SVMs in {cfg.MODEL.WEIGHTS}; evaluate them by")
     print(f"python train_net.py --eval-only --config-file {args.output / 'config.yaml'}")

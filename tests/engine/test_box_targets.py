@@ -45,6 +45,17 @@ def test_the_statistics_are_those_of_the_windows_over_objects_of_each_class():
     torch.testing.assert_close(std, both.std(0, unbiased=False, keepdim=True))
 
 
+def test_difficult_objects_count_where_they_train_and_only_the_first_windows_do():
+    records = [make_record([[20.0, 30, 60, 60], [20, 30, 64, 60]] * 40, [[20.0, 30, 40, 30]], [0])]
+    records[0]["annotations"][0]["difficult"] = 1
+    mean, _ = box_target_stats(records, 1, 0.5, with_difficult=True)
+    assert mean.any()
+    windows = [[20.0, 30, 60, 60]] * 40 + [[20, 30, 70, 60]] * 9
+    both = [make_record(windows, [[20.0, 30, 40, 30]], [0])]
+    assert not box_target_stats(both, 1, 0.5, max_windows=40)[0].any()
+    assert box_target_stats(both, 1, 0.5)[0].any()
+
+
 @pytest.mark.parametrize("flags", [{"difficult": 1}, {"iscrowd": 1}])
 def test_difficult_objects_and_crowds_are_left_out(flags):
     records = [make_record([[20.0, 30, 60, 60]] * 40, [[20.0, 30, 40, 31]], [0], **flags)]

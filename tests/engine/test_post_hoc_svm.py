@@ -127,4 +127,4 @@ def test_the_tool_writes_a_detector_with_the_svms_and_the_box_regression(
 def test_a_model_that_is_not_there_ends_the_tool_with_one_line(trained_cfg, tmp_path, call_tool):
     arguments = ("--config-file", str(tmp_path / "config.yaml"), "--output", str(tmp_path))
     with pytest.raises(SystemExit, match=r"^error: Checkpoint not found: .*gone\.pth$"):
-        call_tool("train_svm", *arguments, "MODEL.WEIGHTS", str(tmp_path / "gone.pth"))
+        call_tool("train_svm", *arguments, "--opts", "MODEL.WEIGHTS", str(tmp_path / "gone.pth"))

@@ -5,7 +5,7 @@ import yaml
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead
-from maploss.engine import load_config, load_for_evaluation
+from maploss.engine import load_config, load_for_evaluation, load_trained
 from maploss.modeling import FullyConnectedHead
 from maploss.modeling.compression import compress, make_thin
 
@@ -95,3 +95,25 @@ def test_a_rank_that_is_too_large_ends_the_tool_with_one_line(checkpoint, tmp_pa
             "9",
             "1",
         )
+
+
+def test_a_head_that_is_compressed_is_not_compressed_again():
+    head = make_head(FullyConnectedHead)
+    compress(head, [4, 0])
+    with pytest.raises(ValueError, match="expected a box head that is whole"):
+        compress(head, [4, 0, 2])
+
+
+def test_the_tools_take_what_a_run_has_trained_not_what_it_began_with(checkpoint, tmp_path):
+    config = str(tmp_path / "run" / "config.yaml")
+    trained = build_model(load_config(config, ["MODEL.DEVICE", "cpu"]))
+    torch.save({"model": trained.state_dict()}, tmp_path / "run" / "model_trained.pth")
+    (tmp_path / "run" / "last_checkpoint").write_text("model_trained.pth")
+    for overrides, expected in (
+        ([], trained),
+        (["MODEL.WEIGHTS", str(tmp_path / "run" / "model_final.pth")], checkpoint),
+    ):
+        cfg, model = load_trained(config, overrides)
+        layer, wanted = model.roi_heads.box_head.fc1, expected.roi_heads.box_head.fc1
+        assert torch.equal(layer.weight, wanted.weight)
+        assert cfg.MODEL.WEIGHTS.endswith("final.pth" if overrides else "trained.pth")

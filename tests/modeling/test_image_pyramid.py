@@ -56,6 +56,19 @@ def test_each_window_is_scored_once_in_the_pixels_of_its_image_and_comes_back_in
     torch.testing.assert_close(outputs.scores, torch.tensor(boxes)[:, :2] / 100)
 
 
+def test_windows_of_three_scales_in_any_order_come_back_in_theirs():
+    pyramid = [torch.zeros(3, 100 * n, 100 * n) for n in (1, 2, 4)]
+    sides = [50.0, 220.0, 110.0, 56.0, 224.0]  # scales 2, 0, 1, 2, 0
+    boxes = [[0.0, 0, side, side] for side in sides]
+
+    def score(image, windows):
+        return WindowOutputs(windows.proposal_boxes.tensor[:, 2:3] / image.shape[1])
+
+    outputs = score_on_pyramid(score, pyramid, make_windows(boxes, (100, 100)))
+    torch.testing.assert_close(outputs.scores[:, 0], torch.tensor(sides) / 100)
+    assert outputs.deltas is None
+
+
 @pytest.fixture
 def pyramid_cfg(tiny_cfg, tiny_dataset):
     tiny_cfg.DATASETS.TEST = (tiny_dataset[0],)

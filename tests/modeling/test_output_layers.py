@@ -200,3 +200,17 @@ def test_box_regression_with_the_map_loss_needs_a_weight(tiny_cfg):
     tiny_cfg.MODEL.MAP_LOSS.BOX_REG = "yes"
     with pytest.raises(ValueError, match=r"BOX_REG: expected one of none, windows, regressed"):
         MAPOutputLayers(tiny_cfg, ShapeSpec(channels=5))
+
+
+def test_regressed_boxes_are_clipped_to_their_images_in_training_as_at_test(storage):
+    predictor = make_regressed(nms_on_regressed=True)
+    windows, targets = make_windows([0]), Instances(SIZE)
+    windows.proposal_boxes = Boxes(torch.tensor([[60.0, 10, 90, 50]]))
+    windows.gt_boxes = targets.gt_boxes = Boxes(torch.tensor([[80.0, 10, 100, 50]]))
+    targets.gt_classes, targets.gt_difficult = torch.tensor([0]), torch.tensor([0])
+    # To [80, 10, 140, 50], of which 20 of 60 columns lie in the image.
+    deltas = torch.tensor([[35 / 30, 0, torch.tensor(2.0).log(), 0, 0, 0, 0, 0]])
+    predictor.losses(WindowOutputs(torch.zeros(1, 2), deltas), [windows], [targets])
+    assert storage.latest()["map/minibatch_map"][0] == 0.5
+    with pytest.raises(FloatingPointError, match="boxes: box regression gave some"):
+        predictor.boxes(WindowOutputs(torch.zeros(1, 2), deltas * float("nan")), [windows])

@@ -22,6 +22,8 @@ def export_model(cfg: CfgNode, model: nn.Module, folder: Path, name: str = "mode
     the detector was trained on precomputed windows, it makes its own (SelectiveSearchProposals).
     The mean and the variance of the targets of box regression go into its weights.
 
+    An image pyramid is left out: DefaultPredictor gives one size.
+
     Args:
         cfg: that the model was built from; not changed. model: its box regression is folded.
 
@@ -37,10 +39,12 @@ def export_model(cfg: CfgNode, model: nn.Module, folder: Path, name: str = "mode
     classes = MetadataCatalog.get(names[0]).get("thing_classes", None) if names else None
     cfg.MODEL.CLASS_NAMES = list(classes or cfg.MODEL.CLASS_NAMES)
     # What depended on the data sets, which others may not have.
-    cfg.MODEL.MAP_LOSS.AP_TYPE = ap_type_from_config(cfg)
+    if cfg.MODEL.ROI_HEADS.NAME == "MAPROIHeads":
+        cfg.MODEL.MAP_LOSS.AP_TYPE = ap_type_from_config(cfg)
     cfg.DATASETS.DECLARED = []
     if cfg.MODEL.LOAD_PROPOSALS:
         cfg.MODEL.LOAD_PROPOSALS = False
+        cfg.TEST.PYRAMID_SIZES = []  # needs the mapper and its precomputed windows
         cfg.MODEL.PROPOSAL_GENERATOR.NAME = "SelectiveSearchProposals"
     cfg.DATASETS.PROPOSAL_FILES_TRAIN = cfg.DATASETS.PROPOSAL_FILES_TEST = ()
     state = {key: value.cpu() for key, value in model.state_dict().items()}
@@ -54,7 +58,7 @@ def export_model(cfg: CfgNode, model: nn.Module, folder: Path, name: str = "mode
     aside = path.with_suffix(".part")
     aside.write_bytes(buffer.getvalue())
     os.replace(aside, path)
-    cfg.MODEL.WEIGHTS = str(path)
+    cfg.MODEL.WEIGHTS = str(path.resolve())
     cfg.OUTPUT_DIR = str(folder)
     path.with_suffix(".yaml").write_text(cfg.dump())
     return path

@@ -4,6 +4,7 @@
 from . import torchvision_weights as torchvision_weights  # registers a path
 from .box_targets import set_box_targets
 from .checkpoints import load_for_evaluation
+from .load_trained import load_trained
 from .optimizer import build_optimizer, train_only
 from .progress_writer import ProgressWriter
 from .setup import load_config, prepare_config, prepare_device
@@ -15,6 +16,7 @@ __all__ = [
     "build_optimizer",
     "load_config",
     "load_for_evaluation",
+    "load_trained",
     "prepare_config",
     "prepare_device",
     "set_box_targets",

@@ -6,6 +6,7 @@ Shape letters: B boxes of a window: one of each class, or 1.
 """
 
 import logging
+import math
 from collections.abc import Sequence
 
 import torch
@@ -38,9 +39,13 @@ def set_box_targets(model: nn.Module, cfg: CfgNode) -> None:
     records = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN, proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN
     )
-    step = max(len(records) // MAX_IMAGES, 1)
+    step = math.ceil(len(records) / MAX_IMAGES)
     mean, std = box_target_stats(
-        records[::step], regressor.num_boxes, cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS[-1]
+        records[::step],
+        regressor.num_boxes,
+        cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS[-1],
+        max_windows=cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN,
+        with_difficult=cfg.MODEL.ROI_HEADS.TRAIN_ON_DIFFICULT,
     )
     regressor.set_targets(mean, std)
     shown = " ".join(f"{x:.3f}" for x in std.mean(0).tolist())
@@ -48,14 +53,20 @@ def set_box_targets(model: nn.Module, cfg: CfgNode) -> None:
 
 
 def box_target_stats(
-    records: Sequence[dict], num_boxes: int, iou_thresh: float
+    records: Sequence[dict],
+    num_boxes: int,
+    iou_thresh: float,
+    *,
+    max_windows: int = 2000,
+    with_difficult: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Mean and standard deviation of the deltas from the windows to the objects that they overlap.
 
     Args:
         records: of Detectron2, with proposal_boxes. num_boxes: B. iou_thresh: from which IoU on a
-            window is over an object. Windows over difficult objects and crowds are left out.
+            window is over an object. max_windows: the first so many of an image. with_difficult:
+            windows over difficult objects count too; those over crowds never do.
 
     Returns:
         (B, 4) and (B, 4); 0 and 1 where no window is over an object.
@@ -66,9 +77,9 @@ def box_target_stats(
         objects = [
             x
             for x in record["annotations"]
-            if not x.get("difficult", 0) and not x.get("iscrowd", 0)
+            if not x.get("iscrowd", 0) and (with_difficult or not x.get("difficult", 0))
         ]
-        windows = _boxes(record["proposal_boxes"], record["proposal_bbox_mode"])
+        windows = _boxes(record["proposal_boxes"][:max_windows], record["proposal_bbox_mode"])
         if not objects or not len(windows):
             continue
         gt_boxes = torch.cat([_boxes([x["bbox"]], x["bbox_mode"]) for x in objects])

@@ -29,7 +29,8 @@ _FIRST_NEGATIVES = 2000
 class ImageFeatures:
     """
     What SVMs see of an image: features (R, D) of its windows, gt_features (G, D) of the boxes of
-    its objects, gt_classes (G,), and iou (R, G). Difficult objects are not among them.
+    its objects, gt_classes (G,), and iou (R, G). Difficult objects are not among them, as
+    in R-CNN: windows over one are negatives where they overlap no other object of the class.
     """
 
     features: np.ndarray

@@ -62,6 +62,8 @@ def compress(box_head: nn.Module, ranks: Sequence[int]) -> list[LayerCompression
 
 
 def _pairs(box_head: nn.Module, ranks: Sequence[int]) -> list[tuple[str, nn.Linear, int]]:
+    if any(isinstance(x, ThinLinear) for x in box_head.modules()):
+        raise ValueError("ranks: expected a box head that is whole, got one that is compressed")
     layers = [(name, x) for name, x in box_head.named_modules() if isinstance(x, nn.Linear)]
     if len(ranks) != len(layers) or any(rank < 0 for rank in ranks):
         names = ", ".join(name for name, _ in layers)

@@ -199,11 +199,18 @@ class WindowOutputLayers(nn.Module):
         raise NotImplementedError
 
     def boxes(self, outputs: WindowOutputs, windows: list[Instances]) -> torch.Tensor:
-        """(R, 4), the windows or their regressed boxes, or (R, K, 4), those of each class."""
+        """
+        (R, 4), the windows or their regressed boxes, or (R, K, 4), those of each class; regressed
+        ones clipped to their images, as at test.
+        """
         own = torch.cat([x.proposal_boxes.tensor for x in windows])
         if self.bbox_pred is None or outputs.deltas is None:
             return own
         boxes = self.bbox_pred.boxes(outputs.deltas, own)
+        if not torch.isfinite(boxes).all():
+            raise FloatingPointError("boxes: box regression gave some that are not finite")
+        limits = [own.new_tensor(x.image_size[::-1]).repeat(2).expand(len(x), 4) for x in windows]
+        boxes = boxes.clamp(min=0).minimum(torch.cat(limits)[:, None])
         return boxes[:, 0] if boxes.shape[1] == 1 else boxes
 
     def inference(self, outputs: WindowOutputs, windows: list[Instances]) -> list[Instances]:
@@ -301,7 +308,7 @@ class MAPOutputLayers(WindowOutputLayers):
             outputs = outputs._replace(deltas=None)
         losses, stats = self.map_loss(
             scores,
-            self.boxes(outputs, windows).detach(),
+            self.boxes(outputs, windows),
             _image_inds(windows, scores.device),
             torch.cat([x.gt_boxes.tensor for x in targets]),
             torch.cat([x.gt_classes for x in targets]),
