@@ -48,7 +48,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     mapper = MAPDatasetMapper(cfg, is_train=True)
     weight, bias = train_svms(
-        lambda: extract_features(model, ([mapper(x)] for x in records)),
+        lambda: extract_features(model, map(mapper, records)),
         cfg.MODEL.ROI_HEADS.NUM_CLASSES,
     )
     # K raw scores and no background: the predictor of MAPROIHeads.

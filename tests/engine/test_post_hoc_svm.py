@@ -101,7 +101,7 @@ def test_features_are_those_of_windows_and_objects_in_their_order(trained_cfg):
     )[:1]
     trained_cfg.INPUT.RANDOM_FLIP = "none"
     inputs = MAPDatasetMapper(trained_cfg, is_train=True)(record)
-    (image,) = extract_features(build_model(trained_cfg), [[inputs]])
+    (image,) = extract_features(build_model(trained_cfg), [inputs])
     # The first three windows are the objects (of which the third is difficult).
     assert image.features.shape == (20, 8)
     assert len(image.gt_features) == len(image.gt_classes) == 2

@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import nn
 
+from .modeling.box_regressor import BoxRegressor
 from .modeling.output_layers import ap_type_from_config
 
 
@@ -33,7 +34,7 @@ def export_model(cfg: CfgNode, model: nn.Module, folder: Path, name: str = "mode
     cfg = cfg.clone()
     cfg.defrost()
     regressor = getattr(model.roi_heads.box_predictor, "bbox_pred", None)
-    if hasattr(regressor, "fold"):
+    if isinstance(regressor, BoxRegressor):
         regressor.fold()
     names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
     classes = MetadataCatalog.get(names[0]).get("thing_classes", None) if names else None

@@ -3,13 +3,13 @@
 
 import json
 import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from .box_fitter import BoxFitter
+from .repeated import repeated
 
 # Keys without which an entry of each list is of no use.
 _REQUIRED = {
@@ -105,7 +105,7 @@ def coco_problems(content: dict) -> Iterator[str]:
         yield "lists no image"
     # Windows and detections know images by str(id).
     images = [str(x["id"]) for x in content["images"]]
-    yield from (f"id {x!r} comes twice in 'images'" for x in _repeated(images))
+    yield from (f"id {x!r} comes twice in 'images'" for x in repeated(images))
     yield from _category_problems(content["categories"])
     sizes = {x["id"]: (x["width"], x["height"]) for x in content["images"]}
     for image_id, size in sizes.items():
@@ -154,12 +154,8 @@ def _category_problems(categories: list[dict]) -> Iterator[str]:
         if not (isinstance(entry["name"], str) and entry["name"]):
             yield f"entry {i} of 'categories': expected a name, got {entry['name']!r}"
     for key in ("id", "name"):
-        repeated = _repeated([x[key] for x in categories if isinstance(x[key], int | str)])
-        yield from (f"{key} {x!r} comes twice in 'categories'" for x in repeated)
-
-
-def _repeated(values: Sequence) -> list:
-    return [x for x, count in Counter(values).items() if count > 1]
+        values = [x[key] for x in categories if isinstance(x[key], int | str)]
+        yield from (f"{key} {x!r} comes twice in 'categories'" for x in repeated(values))
 
 
 def _is_number(value: object) -> bool:

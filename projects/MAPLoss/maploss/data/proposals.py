@@ -8,13 +8,13 @@ A proposal file is Detectron2's: a pickled dictionary of `ids`, `boxes` [(n, 4) 
 
 import logging
 import pickle
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from detectron2.structures import BoxMode
 
 from .cache import new_file
+from .repeated import repeated
 from .warn_once import warn_once
 
 logger = logging.getLogger(__name__)
@@ -185,9 +185,8 @@ def read_proposals(path: str) -> dict:
 
 def check_different(ids: Sequence, path: str) -> None:
     """Raises ValueError where two images of a file have one id."""
-    repeated = [x for x, count in Counter(map(str, ids)).items() if count > 1]
-    if repeated:
-        raise ValueError(f"{path}: image {repeated[0]!r} comes twice")
+    for image_id in repeated(map(str, ids)):
+        raise ValueError(f"{path}: image {image_id!r} comes twice")
 
 
 class _Unpickler(pickle.Unpickler):

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
-from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
 from torch import nn
+
+from ..modeling.box_regressor import BoxRegressor, box_deltas
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def set_box_targets(model: nn.Module, cfg: CfgNode) -> None:
     """
     box_predictor = getattr(model.roi_heads, "box_predictor", None)
     regressor = getattr(box_predictor, "bbox_pred", None)
-    if not hasattr(regressor, "set_targets") or not cfg.MODEL.LOAD_PROPOSALS:
+    if not isinstance(regressor, BoxRegressor) or not cfg.MODEL.LOAD_PROPOSALS:
         return
     records = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN, proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN
@@ -71,7 +72,6 @@ def box_target_stats(
     Returns:
         (B, 4) and (B, 4); 0 and 1 where no window is over an object.
     """
-    transform = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
     deltas, classes = [torch.zeros(0, 4)], [torch.zeros(0, dtype=torch.int64)]
     for record in records:
         objects = [
@@ -85,7 +85,7 @@ def box_target_stats(
         gt_boxes = torch.cat([_boxes([x["bbox"]], x["bbox_mode"]) for x in objects])
         iou, best = pairwise_iou(Boxes(gt_boxes), Boxes(windows)).max(dim=0)
         is_over = iou >= iou_thresh
-        deltas.append(transform.get_deltas(windows[is_over], gt_boxes[best[is_over]]))
+        deltas.append(box_deltas(windows[is_over], gt_boxes[best[is_over]]))
         classes.append(torch.tensor([x["category_id"] for x in objects])[best[is_over]])
     all_deltas, all_classes = torch.cat(deltas), torch.cat(classes)
     mean, std = torch.zeros(num_boxes, 4), torch.ones(num_boxes, 4)

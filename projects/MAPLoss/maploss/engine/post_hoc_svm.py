@@ -45,28 +45,27 @@ class ImageFeatures:
 
 
 @torch.no_grad()
-def extract_features(model: nn.Module, loader: Iterable[list[dict]]) -> Iterator[ImageFeatures]:
+def extract_features(model: nn.Module, images: Iterable[dict]) -> Iterator[ImageFeatures]:
     """
     Features of the box head, dropout off, for the windows and the objects of each image.
 
     Args:
-        model: with WindowROIHeads. loader: lists of one input of a mapper with is_train=True.
+        model: with WindowROIHeads. images: what a mapper with is_train=True gives of each.
     """
     model.eval()
     heads = model.roi_heads
-    for batch in loader:
-        for inputs in batch:
-            objects = inputs["instances"]
-            objects = objects[objects.gt_difficult == 0].to(model.device)
-            boxes = inputs["proposals"].proposal_boxes.to(model.device)
-            both = Instances(inputs["proposals"].image_size)
-            both.proposal_boxes = Boxes.cat([boxes, objects.gt_boxes])
-            image = model.preprocess_image([inputs])
-            found = heads.window_features(model.backbone(image.tensor), [both]).float()
-            found = found.flatten(1).cpu().numpy()
-            iou = pairwise_iou(boxes, objects.gt_boxes).cpu().numpy()
-            classes = objects.gt_classes.cpu().numpy()
-            yield ImageFeatures(found[: len(boxes)], found[len(boxes) :], classes, iou)
+    for inputs in images:
+        objects = inputs["instances"]
+        objects = objects[objects.gt_difficult == 0].to(model.device)
+        boxes = inputs["proposals"].proposal_boxes.to(model.device)
+        both = Instances(inputs["proposals"].image_size)
+        both.proposal_boxes = Boxes.cat([boxes, objects.gt_boxes])
+        image = model.preprocess_image([inputs])
+        found = heads.window_features(model.backbone(image.tensor), [both]).float()
+        found = found.flatten(1).cpu().numpy()
+        iou = pairwise_iou(boxes, objects.gt_boxes).cpu().numpy()
+        classes = objects.gt_classes.cpu().numpy()
+        yield ImageFeatures(found[: len(boxes)], found[len(boxes) :], classes, iou)
 
 
 def train_svms(

@@ -16,6 +16,11 @@ from torch import nn
 from torch.nn import functional as F
 
 
+def num_features(shape: ShapeSpec) -> int:
+    """Of one window, in all channels and cells."""
+    return shape.channels * (shape.height or 1) * (shape.width or 1)
+
+
 @ROI_BOX_HEAD_REGISTRY.register()
 class NormalizedConvFCHead(FastRCNNConvFCHead):
     """
@@ -57,7 +62,7 @@ class FullyConnectedHead(nn.Module):
             raise ValueError("fc_dims: expected the width of at least one layer, got none")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout: expected a share in [0, 1), got {dropout}")
-        width = input_shape.channels * (input_shape.height or 1) * (input_shape.width or 1)
+        width = num_features(input_shape)
         for i, dim in enumerate(fc_dims):
             layer = nn.Linear(width, dim)
             nn.init.kaiming_uniform_(layer.weight, a=1)

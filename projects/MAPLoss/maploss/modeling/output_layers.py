@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from ..layers import MAPLoss
 from ..layers.checks import check_choice
+from .box_head import num_features
 from .box_regressor import BoxRegressor
 
 logger = logging.getLogger(__name__)
@@ -132,7 +133,7 @@ class WindowOutputLayers(nn.Module):
         self.test_score_thresh = test_score_thresh
         self.test_nms_iou_thresh = test_nms_iou_thresh
         self.test_detections_per_image = test_detections_per_image
-        input_size = input_shape.channels * (input_shape.width or 1) * (input_shape.height or 1)
+        input_size = num_features(input_shape)
         self.cls_score = nn.Linear(input_size, num_outputs)
         nn.init.normal_(self.cls_score.weight, std=0.01)
         nn.init.zeros_(self.cls_score.bias)
