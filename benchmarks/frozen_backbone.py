@@ -27,6 +27,7 @@ from detectron2.utils.events import EventStorage, JSONWriter
 from detectron2.utils.logger import setup_logger
 from maploss import engine
 from maploss.data.mapper import MAPDatasetMapper
+from maploss.engine.checkpoints import loading
 from maploss.evaluation import APEvaluator
 from tabulate import tabulate
 from torch import nn
@@ -141,7 +142,9 @@ def build(cfg: CfgNode, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     model = build_model(cfg)
     engine.set_box_targets(model, cfg)
-    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    checkpointer = DetectionCheckpointer(model)
+    with loading(checkpointer, cfg.MODEL.WEIGHTS, resume=False):
+        checkpointer.load(cfg.MODEL.WEIGHTS)
     if any(p.requires_grad for p in model.backbone.parameters()):
         raise ValueError("MODEL.BACKBONE.FREEZE_AT: expected all layers frozen, got some not")
     return model

@@ -119,10 +119,21 @@ def test_the_demo_takes_an_exported_and_compressed_detector(exported, tmp_path, 
     best = found["detections"][0]
     assert best["class"] in load_config(str(exported), []).MODEL.CLASS_NAMES
     assert best["score"] >= found["detections"][1]["score"]
-    assert cv2.imread(str(output / "image.jpg")) is not None
+    picture = cv2.imread(str(output / "image.jpg"))
+    assert picture.shape == (60, 80, 3)
+    blue, _, red = picture[30, 30].tolist()  # in the red circle
+    assert red > blue + 50
     boxes, scores, _ = run_fresh(exported, image)
     np.testing.assert_allclose(best["box"], boxes[0], atol=0.051)
     np.testing.assert_allclose(best["score"], scores[0], atol=1e-5)
+
+
+def test_the_demo_does_not_replace_its_images(exported, tmp_path, image, call_tool):
+    jpg = tmp_path / "picture.jpg"
+    cv2.imwrite(str(jpg), cv2.imread(str(image)))
+    arguments = ("--config-file", str(exported), "--output", str(tmp_path))
+    with pytest.raises(SystemExit, match=r"^error: --output .* would replace"):
+        call_tool("demo", *arguments, str(jpg))
 
 
 def test_the_demo_tells_an_image_that_cannot_be_read(exported, tmp_path, call_tool):
@@ -130,7 +141,7 @@ def test_the_demo_tells_an_image_that_cannot_be_read(exported, tmp_path, call_to
     with pytest.raises(SystemExit, match=r"^error: Cannot read image .*broken\.jpg: "):
         call_tool(
             "demo",
-            *("--config-file", str(exported), "--output", str(tmp_path)),
+            *("--config-file", str(exported), "--output", str(tmp_path / "out")),
             str(tmp_path / "broken.jpg"),
         )
 

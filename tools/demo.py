@@ -41,9 +41,15 @@ def main() -> None:
                 "tools/export_model.py makes one"
             )
         args.output.mkdir(parents=True, exist_ok=True)
-        stems = [Path(path).stem for path in args.images]
-        if len(set(stems)) < len(stems):
+        pictures = [args.output / f"{Path(path).stem}.jpg" for path in args.images]
+        if len(set(pictures)) < len(pictures):
             raise ValueError("images: expected files of different names, as their pictures have")
+        sources = {Path(path).resolve() for path in args.images}
+        if sources.intersection(path.resolve() for path in pictures):
+            raise ValueError(
+                f"--output {args.output}: expected a folder without the images, "
+                "which the pictures would replace"
+            )
         images = {path: read_image(path) for path in args.images}
         weights = _beside(cfg.MODEL.WEIGHTS, args.config_file)
         cfg.MODEL.WEIGHTS = ""  # DefaultPredictor would leave random what does not fit
@@ -54,7 +60,7 @@ def main() -> None:
     names = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
     classes = cfg.MODEL.CLASS_NAMES or MetadataCatalog.get(names[0]).thing_classes
     found = []
-    for path, image in images.items():
+    for (path, image), target in zip(images.items(), pictures, strict=True):
         best = predictor(image)["instances"].to("cpu")[: args.top]
         names = [classes[i] for i in best.pred_classes.tolist()]
         boxes, scores = best.pred_boxes.tensor, best.scores.tolist()
@@ -65,7 +71,7 @@ def main() -> None:
         found.append({"file": path, "detections": detections})
         labels = [f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)]
         picture = Visualizer(image[:, :, ::-1]).overlay_instances(boxes=boxes, labels=labels)
-        picture.save(str(args.output / f"{Path(path).stem}.jpg"))
+        picture.save(str(target))
     (args.output / "detections.json").write_text(json.dumps(found, indent=1))
     print(f"{len(found)} images: {args.output / 'detections.json'} and a picture of each")
 

@@ -39,18 +39,20 @@ def main() -> None:
         cfg.INPUT.RANDOM_FLIP = "none"
         cfg.INPUT.MIN_SIZE_TRAIN = (cfg.INPUT.MIN_SIZE_TEST,)
         cfg.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST
+        if not cfg.MODEL.LOAD_PROPOSALS:
+            raise ValueError("MODEL.LOAD_PROPOSALS: expected True (windows of a file), got False")
         prepare_config(cfg, eval_only=False)
         model.to(cfg.MODEL.DEVICE)
         records = get_detection_dataset_dicts(
             cfg.DATASETS.TRAIN, proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN
         )
+        mapper = MAPDatasetMapper(cfg, is_train=True)
+        weight, bias = train_svms(
+            lambda: extract_features(model, map(mapper, records)),
+            cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+        )
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    mapper = MAPDatasetMapper(cfg, is_train=True)
-    weight, bias = train_svms(
-        lambda: extract_features(model, map(mapper, records)),
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-    )
     # K raw scores and no background: the predictor of MAPROIHeads.
     state = model.state_dict()
     state["roi_heads.box_predictor.cls_score.weight"] = torch.from_numpy(weight)

@@ -56,6 +56,15 @@ def test_difficult_objects_count_where_they_train_and_only_the_first_windows_do(
     assert box_target_stats(both, 1, 0.5)[0].any()
 
 
+@pytest.mark.parametrize(("num", "is_own"), [(29, False), (30, True)])
+def test_a_class_with_fewer_than_30_windows_gets_the_statistics_of_all(num, is_own):
+    few = make_record([[20.0, 30, 64, 60]] * num, [[20.0, 30, 40, 30]], [1])
+    many = make_record([[20.0, 30, 62, 60]] * 100, [[20.0, 30, 40, 30]], [0])
+    mean, _ = box_target_stats([few, many], 2, 0.5)
+    alone, _ = box_target_stats([few] * 2, 1, 0.5)
+    assert torch.allclose(mean[1], alone[0]) == is_own
+
+
 @pytest.mark.parametrize("flags", [{"difficult": 1}, {"iscrowd": 1}])
 def test_difficult_objects_and_crowds_are_left_out(flags):
     records = [make_record([[20.0, 30, 60, 60]] * 40, [[20.0, 30, 40, 31]], [0], **flags)]
@@ -88,6 +97,18 @@ def test_a_model_gets_them_unless_its_windows_come_from_an_rpn(regressed_cfg, mo
     set_box_targets(model, regressed_cfg)
     torch.testing.assert_close(regressor.target_mean[0], deltas.mean(0))
     assert "roi_heads.box_predictor.bbox_pred.target_mean" in model.state_dict()
+
+
+def test_of_many_images_those_at_equal_distances_are_measured(regressed_cfg, monkeypatch):
+    first, deltas = make_records(0, 0, 0.0)
+    second, _ = make_records(1, 0, 3.0)
+    records = [first[0], second[0], first[1], second[1]]
+    monkeypatch.setattr(box_targets, "get_detection_dataset_dicts", lambda *_, **__: records)
+    monkeypatch.setattr(box_targets, "MAX_IMAGES", 2)
+    model = build_model(regressed_cfg)
+    set_box_targets(model, regressed_cfg)
+    mean = model.roi_heads.box_predictor.bbox_pred.target_mean[0]
+    torch.testing.assert_close(mean, deltas.mean(0))
 
 
 def test_a_model_without_box_regression_is_left_alone(tiny_cfg, monkeypatch):

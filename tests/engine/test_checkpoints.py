@@ -62,6 +62,27 @@ def test_weights_of_the_backbone_alone_train_but_are_not_evaluated(model, tiny_c
         load_for_evaluation(other, path, str(tmp_path), resume=False)
 
 
+@pytest.mark.parametrize("shape", [None, (4, 3, 5, 5)])
+def test_weights_without_a_frozen_parameter_do_not_train(model, tiny_cfg, tmp_path, shape):
+    state = model.state_dict()
+    key = next(iter(model.backbone.state_dict()))
+    state.pop(f"backbone.{key}")
+    if shape:
+        state[f"backbone.{key}"] = torch.zeros(shape)
+    torch.save({"model": state}, tmp_path / "partial.pth")
+    path = str(tmp_path / "partial.pth")
+    other = build_model(tiny_cfg)
+    checkpointer = DetectionCheckpointer(other, str(tmp_path))
+    with loading(checkpointer, path, resume=False):  # it is not frozen: as Detectron2 does
+        checkpointer.resume_or_load(path, resume=False)
+    other.backbone.requires_grad_(False)
+    got = r"\(4, 3, 5, 5\)" if shape else "none"
+    message = rf"partial\.pth: .*{key}: expected \(4, 3, 3, 3\), got {got}; these are frozen"
+    with pytest.raises(ValueError, match=message), loading(checkpointer, path, resume=False):
+        checkpointer.resume_or_load(path, resume=False)
+    assert "_load_model" not in vars(checkpointer)
+
+
 def test_weights_that_do_not_exist_are_named(model, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth$"):
         load_for_evaluation(model, str(tmp_path / "nowhere.pth"), str(tmp_path), resume=False)

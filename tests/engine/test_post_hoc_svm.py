@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from maploss.engine import load_config, load_for_evaluation, post_hoc_svm
 from maploss.engine.post_hoc_svm import ImageFeatures, extract_features, train_svms
 
 pytest.importorskip("sklearn")
-from detectron2.data import get_detection_dataset_dicts
+from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
 from detectron2.modeling import build_model
 from maploss.data.mapper import MAPDatasetMapper
 
@@ -51,6 +53,25 @@ def test_negatives_that_score_high_are_learned_from_and_easy_ones_forgotten():
     svm.mine(hard)
     assert np.median(hard @ svm.weight + svm.bias) < -0.9
     assert len(svm.negatives[0]) < len(hard) + 200
+
+
+def test_hard_windows_that_were_no_first_negatives_are_found_and_learned_from(monkeypatch):
+    monkeypatch.setattr(post_hoc_svm, "_FIRST_NEGATIVES", 20)
+    images = make_images(num_hard=200)
+    # The first negatives, one of each image, come from its easy half.
+    monkeypatch.setattr(np.random, "default_rng", lambda _: InOrder())
+    hard = np.concatenate([x.features[40:] for x in images])
+    weight, bias = train_svms(lambda: images, 1)
+    assert np.median(hard @ weight[0] + bias[0]) < -0.9
+    # Without a single one among those mined, they look like objects.
+    easy = [ImageFeatures(x.features[:40], x.gt_features, x.gt_classes, x.iou[:40]) for x in images]
+    weight, bias = train_svms(lambda: easy, 1)
+    assert np.median(hard @ weight[0] + bias[0]) > -0.5
+
+
+class InOrder:
+    def permutation(self, inds):
+        return inds
 
 
 @pytest.mark.parametrize("scale", [0.01, 100.0])
@@ -128,3 +149,16 @@ def test_a_model_that_is_not_there_ends_the_tool_with_one_line(trained_cfg, tmp_
     arguments = ("--config-file", str(tmp_path / "config.yaml"), "--output", str(tmp_path))
     with pytest.raises(SystemExit, match=r"^error: Checkpoint not found: .*gone\.pth$"):
         call_tool("train_svm", *arguments, "--opts", "MODEL.WEIGHTS", str(tmp_path / "gone.pth"))
+
+
+def test_a_broken_image_or_windows_of_an_rpn_end_the_tool_with_one_line(
+    trained_cfg, tiny_dataset, tmp_path, call_tool
+):
+    config = str(tmp_path / "config.yaml")
+    arguments = ("--config-file", config, "--output", str(tmp_path / "svm"))
+    with pytest.raises(SystemExit, match=r"^error: MODEL\.LOAD_PROPOSALS: expected True"):
+        call_tool("train_svm", *arguments, "--opts", "MODEL.LOAD_PROPOSALS", "False")
+    (record, *_) = DatasetCatalog.get(tiny_dataset[0])
+    Path(record["file_name"]).write_bytes(b"\x89PNG")
+    with pytest.raises(SystemExit, match=r"^error: Cannot read image .*: "):
+        call_tool("train_svm", *arguments)

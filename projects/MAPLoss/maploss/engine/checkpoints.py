@@ -4,6 +4,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
@@ -12,13 +13,19 @@ from torch import nn
 
 
 @contextlib.contextmanager
-def loading(checkpointer: Checkpointer, weights: str, *, resume: bool) -> Iterator[None]:
+def loading(
+    checkpointer: Checkpointer, weights: str, *, resume: bool, complete: bool = False
+) -> Iterator[None]:
     """
     Around `checkpointer.resume_or_load(weights, resume=resume)`: its failures name the file.
 
+    Args:
+        complete: the file has to have all of the model, not only what is frozen: what stays random
+            can be trained, but neither used as it is nor evaluated.
+
     Raises:
         FileNotFoundError: the checkpoint to resume from, or `weights`, does not exist.
-        ValueError: `last_checkpoint` is empty, or the file cannot be loaded.
+        ValueError: `last_checkpoint` is empty, the file cannot be loaded, or it lacks parameters.
     """
     path, remedy = weights, ""
     if resume and checkpointer.has_checkpoint():
@@ -31,11 +38,16 @@ def loading(checkpointer: Checkpointer, weights: str, *, resume: bool) -> Iterat
     is_local = path and "://" not in path and comm.is_main_process()
     if is_local and not os.path.exists(path.partition("?")[0]):
         raise FileNotFoundError(f"Checkpoint not found: {path}{remedy}")
+    # The only place where a checkpointer tells what it did not find.
+    load_model = checkpointer._load_model
+    checkpointer._load_model = lambda x: _check(load_model(x), checkpointer.model, complete)
     try:
         yield
     except Exception as error:  # what is no checkpoint can raise almost anything
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"Cannot load checkpoint {path}: {reason}{remedy}") from error
+    finally:
+        del checkpointer._load_model
 
 
 def load_for_evaluation(model: nn.Module, weights: str, output_dir: str, *, resume: bool) -> None:
@@ -47,30 +59,30 @@ def load_for_evaluation(model: nn.Module, weights: str, output_dir: str, *, resu
         ValueError: the file cannot be loaded or does not have all of the model's parameters in the
             model's shapes.
     """
-    checkpointer = _CompleteCheckpointer(model, save_dir=output_dir)
+    checkpointer = DetectionCheckpointer(model, save_dir=output_dir)
     if not (weights or checkpointer.has_checkpoint()):
         raise FileNotFoundError(
             f"--eval-only: expected MODEL.WEIGHTS or a checkpoint in {output_dir}, got neither"
         )
     resume = resume or not weights
-    with loading(checkpointer, weights, resume=resume):
+    with loading(checkpointer, weights, resume=resume, complete=True):
         checkpointer.resume_or_load(weights, resume=resume)
 
 
-class _CompleteCheckpointer(DetectionCheckpointer):
-    """Loads all of a model: what stayed random would be evaluated."""
-
-    def _load_model(self, checkpoint: dict):
-        incompatible = super()._load_model(checkpoint)
-        found = {key: tuple(shape) for key, shape, _ in incompatible.incorrect_shapes}
-        expected = self.model.state_dict()
-        lacking = [
-            f"{key}: expected {tuple(expected[key].shape)}, got {found.get(key, 'none')}"
-            for key in sorted(incompatible.missing_keys, key=lambda key: key not in found)
-        ]
-        if lacking:
-            # Those of other shapes all, since each says something; of missing ones a few do.
-            shown = max(4, len(found))
-            more = f", and {len(lacking) - shown} more" if len(lacking) > shown else ""
-            raise ValueError(f"weights do not fit the config: {', '.join(lacking[:shown])}{more}")
-        return incompatible
+def _check(incompatible: NamedTuple, model: nn.Module, complete: bool) -> NamedTuple:
+    """Raises ValueError if keys are missing or of another shape: all count, or the frozen ones."""
+    found = {key: tuple(shape) for key, shape, _ in incompatible.incorrect_shapes}
+    expected = model.state_dict()
+    required = {key for key, value in model.named_parameters() if not value.requires_grad}
+    lacking = [
+        f"{key}: expected {tuple(expected[key].shape)}, got {found.get(key, 'none')}"
+        for key in sorted(incompatible.missing_keys, key=lambda key: key not in found)
+        if complete or key in required
+    ]
+    if lacking:
+        # Those of other shapes all, since each says something; of missing ones a few do.
+        shown = max(4, len(found))
+        more = f", and {len(lacking) - shown} more" if len(lacking) > shown else ""
+        why = "" if complete else "; these are frozen and would stay random"
+        raise ValueError(f"weights do not fit the config: {', '.join(lacking[:shown])}{more}{why}")
+    return incompatible
