@@ -32,6 +32,12 @@ def test_it_is_the_area_that_counts_not_the_sides():
     assert choose_scales(long, [0.5, 1.0, 2.0]).tolist() == [1]
 
 
+def test_another_size_may_be_the_best():
+    box = torch.tensor([[0.0, 0, 50, 50]])
+    assert choose_scales(box, [0.5, 1.0, 2.0], 24.0).tolist() == [0]
+    assert choose_scales(box, [0.5, 1.0, 2.0], 48.0).tolist() == [1]
+
+
 def make_windows(boxes, size=(100, 200)):
     windows = Instances(size)
     windows.proposal_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
@@ -39,17 +45,17 @@ def make_windows(boxes, size=(100, 200)):
 
 
 def test_each_window_is_scored_once_in_the_pixels_of_its_image_and_comes_back_in_order():
-    pyramid = [torch.zeros(3, 100, 200), torch.zeros(3, 400, 800)]
+    sizes = [(100, 200), (400, 800)]
     boxes = [[0.0, 0, 50, 50], [0, 0, 200, 100], [20, 10, 76, 66]]
     seen = {}
 
-    def score(image, windows):
-        seen[tuple(image.shape[1:])] = windows.proposal_boxes.tensor.tolist()
-        assert windows.image_size == tuple(image.shape[1:])
-        x = windows.proposal_boxes.tensor / image.shape[1]
+    def score(level, windows):
+        seen[sizes[level]] = windows.proposal_boxes.tensor.tolist()
+        assert windows.image_size == sizes[level]
+        x = windows.proposal_boxes.tensor / sizes[level][0]
         return WindowOutputs(x[:, :2], x)
 
-    outputs = score_on_pyramid(score, pyramid, make_windows(boxes))
+    outputs = score_on_pyramid(score, sizes, make_windows(boxes))
     assert seen[100, 200] == [boxes[1]]
     assert seen[400, 800] == [[0, 0, 200, 200], [80, 40, 304, 264]]
     torch.testing.assert_close(outputs.deltas, torch.tensor(boxes) / 100)
@@ -57,14 +63,14 @@ def test_each_window_is_scored_once_in_the_pixels_of_its_image_and_comes_back_in
 
 
 def test_windows_of_three_scales_in_any_order_come_back_in_theirs():
-    pyramid = [torch.zeros(3, 100 * n, 100 * n) for n in (1, 2, 4)]
+    sizes = [(100 * n, 100 * n) for n in (1, 2, 4)]
     sides = [50.0, 220.0, 110.0, 56.0, 224.0]  # scales 2, 0, 1, 2, 0
     boxes = [[0.0, 0, side, side] for side in sides]
 
-    def score(image, windows):
-        return WindowOutputs(windows.proposal_boxes.tensor[:, 2:3] / image.shape[1])
+    def score(level, windows):
+        return WindowOutputs(windows.proposal_boxes.tensor[:, 2:3] / sizes[level][0])
 
-    outputs = score_on_pyramid(score, pyramid, make_windows(boxes, (100, 100)))
+    outputs = score_on_pyramid(score, sizes, make_windows(boxes, (100, 100)))
     torch.testing.assert_close(outputs.scores[:, 0], torch.tensor(sides) / 100)
     assert outputs.deltas is None
 
@@ -112,6 +118,17 @@ def test_detections_on_a_pyramid_are_in_the_size_of_the_original_image(pyramid_c
         windows = {tuple(x) for x in inputs[0]["proposals"].proposal_boxes.tensor.tolist()}
         assert {tuple(x) for x in detections.pred_boxes.tensor.tolist()} <= windows
     assert len(detections) > 4
+
+
+def test_the_best_size_is_that_of_the_config(pyramid_cfg):
+    pyramid_cfg.TEST.PYRAMID_SIZES = [48, 480]
+    _, (at_480, *_) = detect(pyramid_cfg)
+    pyramid_cfg.TEST.PYRAMID_BEST_SIDE = 10.0
+    _, (at_48, *_) = detect(pyramid_cfg)
+    pyramid_cfg.TEST.PYRAMID_SIZES = [48]
+    _, (expected, *_) = detect(pyramid_cfg)
+    torch.testing.assert_close(at_48.scores, expected.scores)
+    assert len(at_480) != len(expected) or not torch.allclose(at_480.scores, expected.scores)
 
 
 def test_an_image_without_windows_has_no_detections(pyramid_cfg):

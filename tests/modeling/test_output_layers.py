@@ -6,11 +6,17 @@ from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes, Instances
 from maploss.layers import MAPLoss
 from maploss.modeling import MAPOutputLayers, SoftmaxOutputLayers
-from maploss.modeling.output_layers import WindowOutputs, ap_type_from_config, window_detections
+from maploss.modeling.detections import detections, window_candidates
+from maploss.modeling.map_output_layers import ap_type_from_config
+from maploss.modeling.output_layers import WindowOutputs
 
 SIZE = (100, 100)
 SETTINGS = {"score_thresh": float("-inf"), "nms_iou_thresh": 0.3, "detections_per_image": -1}
 FAR = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]])
+
+
+def window_detections(scores, windows, image_size, *, score_thresh, **settings):
+    return detections(window_candidates(scores, windows, image_size, score_thresh), **settings)
 
 
 def test_windows_of_one_class_suppress_each_other_and_not_those_of_another():
@@ -97,7 +103,7 @@ def test_softmax_loss_is_the_mean_negative_log_likelihood_with_background_last()
 def test_softmax_detections_have_probabilities_and_no_background():
     predictor = SoftmaxOutputLayers(ShapeSpec(channels=5), num_classes=2)
     (result,) = predictor.inference(
-        WindowOutputs(torch.tensor([[1.0, 2.0, 3.0]])), [make_windows([0])]
+        lambda _: WindowOutputs(torch.tensor([[1.0, 2.0, 3.0]])), [make_windows([0])]
     )
     expected = torch.tensor([1.0, 2.0, 3.0]).softmax(0)
     assert torch.allclose(result.scores, expected[[1, 0]])
@@ -107,7 +113,7 @@ def test_softmax_detections_have_probabilities_and_no_background():
 def test_map_detections_have_raw_scores_for_every_class():
     predictor = MAPOutputLayers(ShapeSpec(channels=5), num_classes=3, map_loss=MAPLoss())
     (result,) = predictor.inference(
-        WindowOutputs(torch.tensor([[-7.0, 2.0, 30.0]])), [make_windows([0])]
+        lambda _: WindowOutputs(torch.tensor([[-7.0, 2.0, 30.0]])), [make_windows([0])]
     )
     assert result.scores.tolist() == [30.0, 2.0, -7.0]
 
@@ -182,7 +188,8 @@ def test_the_test_takes_regressed_boxes_unless_told_not_to(at_test, expected):
     predictor = make_regressed(regress_at_test=at_test)
     windows = make_windows([0])
     windows.proposal_boxes = Boxes(torch.tensor(BESIDE))
-    (result,) = predictor.inference(WindowOutputs(torch.tensor([[3.0, 2.0]]), MOVED), [windows])
+    outputs = WindowOutputs(torch.tensor([[3.0, 2.0]]), MOVED)
+    (result,) = predictor.inference(lambda _: outputs, [windows])
     torch.testing.assert_close(result.pred_boxes.tensor[0], torch.tensor(expected).float())
     assert result.pred_boxes.tensor[1].tolist() == BESIDE[0]
 

@@ -16,6 +16,7 @@ from detectron2.config import CfgNode
 def add_maploss_config(cfg: CfgNode) -> None:
     """Adds this project's keys to a Detectron2 config."""
     _add_map_loss(cfg)
+    _add_ohem(cfg)
     _add_backbones(cfg)
     # "SGD" (paper, section 4.1) or "AdamW". The size of the mAP loss's gradient says little about
     # the step to take; AdamW makes steps of a size of their own.
@@ -30,9 +31,18 @@ def add_maploss_config(cfg: CfgNode) -> None:
     # classifier is stage-wise training (Girshick 2015, section 5.1).
     cfg.MODEL.TRAIN_ONLY = []
     # Lengths of the shorter side of the images of a pyramid, in pixels, the longer one at most
-    # INPUT.MAX_SIZE_TEST: at test each window is scored where its area is closest to 224 x 224
-    # (Girshick 2015, sections 2.4 and 5.2: 480, 576, 688, 864, 1200; at most 2000). [] = none.
+    # INPUT.MAX_SIZE_TEST: at test each window is scored where its area is closest to that of a
+    # square of PYRAMID_BEST_SIDE pixels (Girshick 2015, sections 2.4 and 5.2: 480, 576, 688, 864,
+    # 1200; at most 2000; 224). [] = none.
     cfg.TEST.PYRAMID_SIZES = []
+    cfg.TEST.PYRAMID_BEST_SIDE = 224.0
+    # Above 1, the best regressed boxes of each class are scored and regressed again, so many times
+    # in all, and NMS and votes are of the boxes of all times (Shrivastava et al. 2016, section 7:
+    # 2).
+    cfg.TEST.BOX_REG_ITERATIONS = 1
+    # Above 0, a detection's box is the mean, weighted by scores, of all boxes of its class whose
+    # IoU with it is above this (Shrivastava et al. 2016, section 7: .5).
+    cfg.TEST.BOX_VOTING_IOU_THRESH = 0.0
     # False: the test leaves the windows as they are, whatever the box regression says (Girshick
     # 2015, Table 6). There is box regression where MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT > 0.
     cfg.TEST.BOX_REG = True
@@ -86,6 +96,22 @@ def _add_map_loss(cfg: CfgNode) -> None:
     cfg.MODEL.MAP_LOSS.BOX_REG = "none"
     # The power (paper, section 4.5: 4; 2 in the ablation of section 5).
     cfg.MODEL.MAP_LOSS.SCORE_REG_POWER = 4.0
+    # "sampled": the loss is that of the windows that MODEL.ROI_HEADS samples; "all": of all.
+    # "hard": of all, too, but only those carry its gradient in whose scores it is largest: as many
+    # as would be sampled, chosen as by MODEL.OHEM, after a read-only pass.
+    cfg.MODEL.MAP_LOSS.WINDOWS = "sampled"
+
+
+def _add_ohem(cfg: CfgNode) -> None:
+    # Online hard example mining (Shrivastava et al. 2016), MODEL.ROI_HEADS.NAME "OHEMROIHeads": B
+    # of the paper is MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE times the number of images.
+    cfg.MODEL.OHEM = CfgNode()
+    # Of windows whose IoU is above this, only that of the largest loss is chosen (section 4.1).
+    cfg.MODEL.OHEM.NMS_THRESH = 0.7
+    # True: the hardest of each image, equally many; False: the hardest of all images together.
+    cfg.MODEL.OHEM.PER_IMAGE = False
+    # True: all windows go through the backward pass too, for comparison (section 4.2).
+    cfg.MODEL.OHEM.ONE_PASS = False
 
 
 def _add_backbones(cfg: CfgNode) -> None:

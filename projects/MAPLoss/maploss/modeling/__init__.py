@@ -2,10 +2,11 @@
 """The detector. Importing it registers its parts with Detectron2."""
 
 from .box_head import FullyConnectedHead, NormalizedConvFCHead
+from .map_output_layers import MAPOutputLayers
 from .meta_arch import MAPRCNN
-from .output_layers import MAPOutputLayers, SoftmaxOutputLayers
+from .output_layers import SoftmaxOutputLayers
 from .plain_convnet import PlainConvNet
-from .roi_heads import MAPROIHeads, SoftmaxROIHeads
+from .roi_heads import MAPROIHeads, OHEMROIHeads, SoftmaxROIHeads
 from .small_convnet import SmallConvNet
 from .squeezenet import SqueezeNet
 
@@ -15,6 +16,7 @@ __all__ = [
     "MAPOutputLayers",
     "MAPROIHeads",
     "NormalizedConvFCHead",
+    "OHEMROIHeads",
     "PlainConvNet",
     "SmallConvNet",
     "SoftmaxOutputLayers",

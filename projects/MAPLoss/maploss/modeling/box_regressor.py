@@ -42,12 +42,14 @@ class BoxRegressor(nn.Linear):
         *,
         loss_weight: float = 1.0,
         target_std: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+        beta: float = 1.0,
     ):
         """
         Args:
             num_boxes: B, the number of classes, or 1 for boxes that no class has to itself.
             loss_weight: lambda of equation 1. target_std: of the deltas, until they are measured
-                (:func:`maploss.engine.set_box_targets`).
+                (:func:`maploss.engine.set_box_targets`). beta: of smooth L1, where its quadratic
+                part ends (1 in equation 3); 0 is L1.
 
         Raises:
             ValueError: a weight not above 0.
@@ -59,6 +61,7 @@ class BoxRegressor(nn.Linear):
         nn.init.zeros_(self.bias)
         self.num_boxes = num_boxes
         self.loss_weight = loss_weight
+        self.beta = beta
         self.register_buffer("target_mean", torch.zeros(num_boxes, 4))
         self.register_buffer("target_std", torch.tensor(target_std).repeat(num_boxes, 1))
 
@@ -76,7 +79,7 @@ class BoxRegressor(nn.Linear):
         self.bias.mul_(std).add_(mean)
         self.set_targets(torch.zeros_like(self.target_mean), torch.ones_like(self.target_std))
 
-    def loss(
+    def losses(
         self,
         outputs: torch.Tensor,
         windows: torch.Tensor,
@@ -85,8 +88,8 @@ class BoxRegressor(nn.Linear):
         num_classes: int,
     ) -> torch.Tensor:
         """
-        lambda times smooth L1 (equations 2 and 3, threshold 1) between the outputs of the class of
-        each window over an object and its normalised targets, summed over these, divided by R.
+        (R,) lambda times smooth L1 (equations 2 and 3) between the outputs of the class of each
+        window over an object and its normalised targets; 0 for windows over nothing.
 
         Args:
             outputs: (R, 4 B) of :meth:`forward`. windows, gt_boxes: (R, 4) XYXY; the gt_boxes of
@@ -98,8 +101,10 @@ class BoxRegressor(nn.Linear):
         targets = box_deltas(windows[inds], gt_boxes[inds])
         targets = (targets - self.target_mean[box_inds]) / self.target_std[box_inds]
         own = outputs.view(len(outputs), self.num_boxes, 4)[inds, box_inds]
-        total = F.smooth_l1_loss(own, targets.to(own.dtype), reduction="sum", beta=1.0)
-        return self.loss_weight * total / max(len(outputs), 1)
+        each = F.smooth_l1_loss(own, targets.to(own.dtype), reduction="none", beta=self.beta)
+        return outputs.new_zeros(len(outputs)).index_add(
+            0, inds, self.loss_weight * each.sum(dim=1)
+        )
 
     def boxes(self, outputs: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
         """(R, 4 B) outputs and (R, 4) windows to (R, B, 4) boxes XYXY, not clipped."""

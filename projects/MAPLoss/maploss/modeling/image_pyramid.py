@@ -12,47 +12,48 @@ from detectron2.structures import Boxes, Instances
 
 from .output_layers import WindowOutputs
 
-# A window is seen where it is about as large as the images of the classifier's training.
-BEST_AREA = 224.0**2
 
-
-def choose_scales(boxes: torch.Tensor, scales: Sequence[float]) -> torch.Tensor:
+def choose_scales(
+    boxes: torch.Tensor, scales: Sequence[float], best_side: float = 224.0
+) -> torch.Tensor:
     """
-    (R,) index of the scale at which the area of each box is closest to 224 x 224 pixels.
+    (R,) index of the scale at which the area of each box is closest to the best one.
 
     Args:
-        boxes: (R, 4) XYXY in pixels of the image at scale 1. scales: S factors.
+        boxes: (R, 4) XYXY in pixels of the image at scale 1. scales: S factors. best_side: of the
+            square of the best area in pixels, 224: the images of the classifier's training.
     """
     areas = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=1)
     factors = torch.as_tensor(scales, dtype=areas.dtype, device=areas.device)
-    return (areas[:, None] * factors**2 - BEST_AREA).abs().argmin(dim=1)
+    return (areas[:, None] * factors**2 - best_side**2).abs().argmin(dim=1)
 
 
 def score_on_pyramid(
-    score: Callable[[torch.Tensor, Instances], WindowOutputs],
-    pyramid: Sequence[torch.Tensor],
+    score: Callable[[int, Instances], WindowOutputs],
+    sizes: Sequence[tuple[int, int]],
     windows: Instances,
+    best_side: float = 224.0,
 ) -> WindowOutputs:
     """
     What is said of each window, seen in one image of the pyramid.
 
     Args:
-        score: from an image (3, H, W) and the windows in its pixels to what is said of these.
-        pyramid: S images (3, Hs, Ws) of the same scene. windows: R, in pixels of
-            `windows.image_size`.
+        score: from the index of an image of the pyramid and the windows in its pixels to what is
+            said of these. sizes: heights and widths of the S images, all of the same scene.
+        windows: R, in pixels of `windows.image_size`. best_side: see :func:`choose_scales`.
     """
     height, width = windows.image_size
     boxes = windows.proposal_boxes.tensor
-    sizes = [tuple(image.shape[1:]) for image in pyramid]
-    levels = choose_scales(boxes, [(h * w / (height * width)) ** 0.5 for h, w in sizes])
+    scales = [(h * w / (height * width)) ** 0.5 for h, w in sizes]
+    levels = choose_scales(boxes, scales, best_side)
     found, order = [], []
-    for level, (image, size) in enumerate(zip(pyramid, sizes, strict=True)):
+    for level, size in enumerate(sizes):
         inds = (levels == level).nonzero().squeeze(1)
         if len(inds) or (not len(boxes) and level == 0):
             own = Instances(size)
             own.proposal_boxes = Boxes(boxes[inds].clone())
             own.proposal_boxes.scale(size[1] / width, size[0] / height)
-            found.append(score(image, own))
+            found.append(score(level, own))
             order.append(inds)
     back = torch.argsort(torch.cat(order))
     scores = torch.cat([x.scores for x in found])[back]

@@ -2,9 +2,11 @@
 """The detector: Detectron2's GeneralizedRCNN on given windows, with its input checked."""
 
 import torch
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.structures import Instances
 
+from .hard_windows import WindowError
 from .image_pyramid import score_on_pyramid
 from .output_layers import WindowOutputs
 from .plain_convnet import PlainConvNet
@@ -22,10 +24,21 @@ class MAPRCNN(GeneralizedRCNN):
     and fc7's, so that MODEL.WEIGHTS can be a file of torchvision's or one converted from Caffe.
     """
 
-    def __init__(self, *args, **kwargs):
-        """Args: as GeneralizedRCNN, either a cfg or its parts."""
-        super().__init__(*args, **kwargs)
+    @configurable
+    def __init__(self, *, pyramid_best_side: float = 224.0, **kwargs):
+        """
+        Args: pyramid_best_side: see :func:`maploss.modeling.image_pyramid.choose_scales`.
+            kwargs: as GeneralizedRCNN.
+        """
+        super().__init__(**kwargs)
+        self.pyramid_best_side = pyramid_best_side
         self._register_load_state_dict_pre_hook(self._take_pretrained_weights)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        ret = super().from_config(cfg)
+        ret["pyramid_best_side"] = cfg.TEST.PYRAMID_BEST_SIDE
+        return ret
 
     def forward(self, batched_inputs: list[dict]):
         """
@@ -34,10 +47,15 @@ class MAPRCNN(GeneralizedRCNN):
         Raises:
             ValueError: an image without "proposals" or with windows that are not finite; in
                 training also one without "instances" or with an object of an unknown class.
+            FloatingPointError: in training the loss of a window is not finite; names the image.
         """
         if self.training:
             self._check(batched_inputs, ("proposals", "instances"))
-        return super().forward(batched_inputs)
+        try:
+            return super().forward(batched_inputs)
+        except WindowError as error:
+            name = _name(batched_inputs[error.image_ind])
+            raise FloatingPointError(f"image {name}: {error}") from error
 
     def inference(
         self,
@@ -55,22 +73,27 @@ class MAPRCNN(GeneralizedRCNN):
         if detected_instances is None:
             self._check(batched_inputs, ("proposals",))
             if all("pyramid" in inputs for inputs in batched_inputs):
-                return self._detect_on_pyramids(batched_inputs, do_postprocess)
+                results = [self._detect_on_pyramid(inputs) for inputs in batched_inputs]
+                if not do_postprocess:
+                    return results
+                return self._postprocess(results, batched_inputs, [x.image_size for x in results])
         return super().inference(batched_inputs, detected_instances, do_postprocess)
 
-    def _detect_on_pyramids(self, batched_inputs: list[dict], do_postprocess: bool) -> list:
-        def score(image: torch.Tensor, windows: Instances) -> WindowOutputs:
-            images = self.preprocess_image([{"image": image}])
-            return self.roi_heads.score_windows(self.backbone(images.tensor), [windows])
+    def _detect_on_pyramid(self, inputs: dict) -> Instances:
+        sizes = [tuple(image.shape[1:]) for image in inputs["pyramid"]]
+        features: dict[int, dict[str, torch.Tensor]] = {}  # of the levels that are looked at
 
-        results = []
-        for inputs in batched_inputs:
-            windows = inputs["proposals"].to(self.device)
-            outputs = score_on_pyramid(score, inputs["pyramid"], windows)
-            results += self.roi_heads.box_predictor.inference(outputs, [windows])
-        if not do_postprocess:
-            return results
-        return self._postprocess(results, batched_inputs, [x.image_size for x in results])
+        def score(level: int, windows: Instances) -> WindowOutputs:
+            if level not in features:
+                images = self.preprocess_image([{"image": inputs["pyramid"][level]}])
+                features[level] = self.backbone(images.tensor)
+            return self.roi_heads.score_windows(features[level], [windows])
+
+        (found,) = self.roi_heads.box_predictor.inference(
+            lambda windows: score_on_pyramid(score, sizes, windows[0], self.pyramid_best_side),
+            [inputs["proposals"].to(self.device)],
+        )
+        return found
 
     def _check(self, batched_inputs: list[dict], required: tuple[str, ...]) -> None:
         for inputs in batched_inputs:
@@ -79,8 +102,7 @@ class MAPRCNN(GeneralizedRCNN):
                     continue
                 problem = self._problem(inputs, key)
                 if problem:
-                    name = inputs.get("file_name", inputs.get("image_id", "of unknown name"))
-                    raise ValueError(f"image {name}: expected {problem}")
+                    raise ValueError(f"image {_name(inputs)}: expected {problem}")
 
     def _problem(self, inputs: dict, key: str) -> str:
         """What was expected of inputs[key] and what came; empty if all is well."""
@@ -126,3 +148,7 @@ class MAPRCNN(GeneralizedRCNN):
         if misfits:
             raise ValueError("weights of other shapes: " + "; ".join(misfits))
         state_dict.update(taken)
+
+
+def _name(inputs: dict) -> str:
+    return inputs.get("file_name", inputs.get("image_id", "of unknown name"))

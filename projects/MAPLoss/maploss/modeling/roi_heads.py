@@ -9,15 +9,23 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
 from detectron2.modeling.roi_heads import ROIHeads, build_box_head
 from detectron2.modeling.sampling import subsample_labels
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_ioa, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
+from ..layers.checks import check_choice
 from .compression import make_thin
-from .output_layers import MAPOutputLayers, SoftmaxOutputLayers, WindowOutputs
+from .hard_windows import choose_hard
+from .map_output_layers import MAPOutputLayers
+from .output_layers import SoftmaxOutputLayers, WindowOutputs
+
+# MODEL.MAP_LOSS.WINDOWS: which windows the mAP loss is made of.
+MAP_WINDOWS = ("all", "sampled", "hard")
 
 
 class WindowROIHeads(ROIHeads):
@@ -38,6 +46,8 @@ class WindowROIHeads(ROIHeads):
         box_head: nn.Module,
         box_predictor: nn.Module,
         train_on_difficult: bool = False,
+        hard_iou_thresh: float = 0.7,
+        hard_per_image: bool = False,
         **kwargs,
     ):
         """
@@ -46,23 +56,19 @@ class WindowROIHeads(ROIHeads):
             pooler, box_head: features of a window. box_predictor: a
                 :class:`maploss.modeling.output_layers.WindowOutputLayers`.
             train_on_difficult: windows over difficult objects have their labels too.
-            kwargs: of Detectron2's ROIHeads. `batch_size_per_image` <= 0 keeps all windows;
-                `proposal_append_gt` must be False.
-
-        Raises:
-            ValueError: proposal_append_gt is True.
+            hard_iou_thresh, hard_per_image: where hard windows are chosen, see
+                :func:`maploss.layers.hard_examples`: among those of each image, or of all.
+            kwargs: of Detectron2's ROIHeads. `batch_size_per_image` <= 0 keeps all windows.
         """
         super().__init__(**kwargs)
-        if self.proposal_append_gt:
-            raise ValueError(
-                "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT: expected False (perfect windows would be "
-                "ranked in training that the test does not have), got True"
-            )
         self.in_features = in_features
         self.pooler = pooler
         self.box_head = box_head
         self.box_predictor = box_predictor
         self.train_on_difficult = train_on_difficult
+        self.hard_iou_thresh = hard_iou_thresh
+        self.hard_per_image = hard_per_image
+        self.samples = self.batch_size_per_image > 0
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
@@ -77,6 +83,8 @@ class WindowROIHeads(ROIHeads):
             )
         ret["in_features"] = in_features
         ret["train_on_difficult"] = cfg.MODEL.ROI_HEADS.TRAIN_ON_DIFFICULT
+        ret["hard_iou_thresh"] = cfg.MODEL.OHEM.NMS_THRESH
+        ret["hard_per_image"] = cfg.MODEL.OHEM.PER_IMAGE
         ret["pooler"] = ROIPooler(
             output_size=resolution,
             scales=[1.0 / input_shape[name].stride for name in in_features],
@@ -109,15 +117,58 @@ class WindowROIHeads(ROIHeads):
             In training the windows that train and the losses, at test the detections and {}.
         """
         if not self.training:
-            outputs = self.score_windows(features, proposals)
-            return self.box_predictor.inference(outputs, proposals), {}
+            return self.box_predictor.inference(
+                lambda windows: self.score_windows(features, windows), proposals
+            ), {}
         if targets is None:
             raise ValueError("targets: expected the objects of each image in training, got None")
         targets = [_with_difficult(x) for x in targets]
+        if self.proposal_append_gt:
+            # As Boxes, which Detectron2 0.5 and 0.6 both take.
+            proposals = add_ground_truth_to_proposals([x.gt_boxes for x in targets], proposals)
         windows = self.label_and_sample_proposals(proposals, targets)
+        return self.train_on(features, windows, targets)
+
+    def train_on(
+        self,
+        features: dict[str, torch.Tensor],
+        windows: list[Instances],
+        targets: list[Instances],
+    ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
+        """The windows that train and the losses; `windows` have their labels."""
         outputs = self.score_windows(features, windows)
         # All objects go along, also those that no window matches: they count in AP's num_gt.
         return windows, self.box_predictor.losses(outputs, windows, targets)
+
+    @torch.no_grad()
+    def score_read_only(
+        self, features: dict[str, torch.Tensor], windows: list[Instances]
+    ) -> WindowOutputs:
+        """
+        As :meth:`score_windows`, keeping nothing for a backward pass, and as the test does: without
+        dropout, and not changing the statistics of norms.
+        """
+        modules = [*self.box_head.modules(), *self.box_predictor.modules()]
+        were_training = [x.training for x in modules]
+        try:
+            for module in modules:
+                module.training = False
+            return self.score_windows(features, windows)
+        finally:
+            for module, was_training in zip(modules, were_training, strict=True):
+                module.training = was_training
+
+    def choose_hard(
+        self, losses: torch.Tensor, windows: list[Instances]
+    ) -> tuple[torch.Tensor, list[Instances]]:
+        """:func:`maploss.modeling.hard_windows.choose_hard` as configured."""
+        return choose_hard(
+            losses,
+            windows,
+            self.batch_size_per_image,
+            iou_thresh=self.hard_iou_thresh,
+            per_image=self.hard_per_image,
+        )
 
     def score_windows(
         self, features: dict[str, torch.Tensor], windows: list[Instances]
@@ -198,7 +249,7 @@ class WindowROIHeads(ROIHeads):
 
     def _sample(self, labels: torch.Tensor) -> torch.Tensor:
         """Indices of the windows that train, rising: ties in score are broken by this order."""
-        if self.batch_size_per_image <= 0:
+        if not self.samples:
             return (labels != -1).nonzero(as_tuple=True)[0]
         foreground, background = subsample_labels(
             labels, self.batch_size_per_image, self.positive_fraction, self.num_classes
@@ -212,12 +263,116 @@ class MAPROIHeads(WindowROIHeads):
 
     predictor_class = MAPOutputLayers
 
+    @configurable
+    def __init__(self, *, windows: str = "sampled", **kwargs):
+        """
+        Args:
+            windows: "sampled"; "all"; or "hard": the loss is that of all windows, and those carry
+                its gradient in whose scores it is largest, so many as would be sampled.
+            kwargs: see :class:`WindowROIHeads`; `proposal_append_gt` must be False.
+
+        Raises:
+            ValueError: proposal_append_gt is True, or another word for the windows.
+        """
+        super().__init__(**kwargs)
+        check_choice("MODEL.MAP_LOSS.WINDOWS", windows, MAP_WINDOWS)
+        if self.proposal_append_gt:
+            raise ValueError(
+                "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT: expected False (perfect windows would be "
+                "ranked in training that the test does not have), got True"
+            )
+        self.is_hard = windows == "hard"
+        self.samples = windows == "sampled" and self.batch_size_per_image > 0
+        if self.is_hard:
+            self.proposal_matcher = _without_lower_limit(self.proposal_matcher)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        ret = super().from_config(cfg, input_shape)
+        ret["windows"] = cfg.MODEL.MAP_LOSS.WINDOWS
+        return ret
+
+    def train_on(self, features, windows, targets):
+        """As :class:`WindowROIHeads`."""
+        if not self.is_hard:
+            return super().train_on(features, windows, targets)
+        outputs = self.score_read_only(features, windows)
+        with torch.enable_grad():
+            scores = outputs.scores.requires_grad_()
+            losses = self.box_predictor.score_losses(outputs, windows, targets)
+            (gradient,) = torch.autograd.grad(sum(losses.values()), scores)
+        inds, hard = self.choose_hard(gradient.abs().sum(dim=1), windows)
+        outputs = self.score_windows(features, hard)
+        losses = {name: loss.detach() for name, loss in losses.items()}
+        # Adds nothing to the loss, and to its gradient what the chosen windows have of it.
+        change = outputs.scores - outputs.scores.detach()
+        losses["loss_map"] = losses["loss_map"] + (gradient[inds] * change).sum()
+        if self.box_predictor.bbox_pred is not None:
+            losses["loss_box_reg"] = self.box_predictor.box_loss(outputs, hard)
+        return hard, losses
+
 
 @ROI_HEADS_REGISTRY.register()
 class SoftmaxROIHeads(WindowROIHeads):
     """The same windows classified by a softmax: Fast R-CNN's detector."""
 
     predictor_class = SoftmaxOutputLayers
+
+
+@ROI_HEADS_REGISTRY.register()
+class OHEMROIHeads(SoftmaxROIHeads):
+    """
+    Softmax, trained on the windows of the largest losses (Shrivastava et al. 2016, section 4).
+
+    All windows go forward through a read-only pass of the box head and the predictor (no graph, no
+    dropout); those of the largest loss of classification and box together, after NMS by loss, go
+    through the ordinary pass. Background begins at IoU 0, and no share of foreground is asked for:
+    MODEL.ROI_HEADS.POSITIVE_FRACTION and the lower of its IOU_THRESHOLDS do not count.
+
+    `one_pass` is for comparison (section 4.2): all windows go through the ordinary pass and the
+    losses of the easy ones are dropped. It chooses the same and gives the same gradient where there
+    is no dropout, and needs the backward pass of all windows.
+    """
+
+    @configurable
+    def __init__(self, *, one_pass: bool = False, **kwargs):
+        """
+        Args: one_pass: see above. kwargs: see :class:`WindowROIHeads`; `batch_size_per_image` is
+            the number of hard windows.
+
+        Raises:
+            ValueError: a number of hard windows below 1.
+        """
+        super().__init__(**kwargs)
+        if self.batch_size_per_image < 1:
+            raise ValueError(
+                "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE: expected at least 1 hard window, got "
+                f"{self.batch_size_per_image}"
+            )
+        self.one_pass = one_pass
+        self.samples = False
+        self.proposal_matcher = _without_lower_limit(self.proposal_matcher)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        ret = super().from_config(cfg, input_shape)
+        ret["one_pass"] = cfg.MODEL.OHEM.ONE_PASS
+        return ret
+
+    def train_on(self, features, windows, targets):
+        """As :class:`WindowROIHeads`."""
+        score = self.score_windows if self.one_pass else self.score_read_only
+        outputs = score(features, windows)
+        with torch.no_grad():
+            losses = self.box_predictor.window_losses(outputs, windows)
+        inds, hard = self.choose_hard(losses, windows)
+        outputs = outputs.of(inds) if self.one_pass else self.score_windows(features, hard)
+        return hard, self.box_predictor.losses(outputs, hard, targets)
+
+
+def _without_lower_limit(matcher: Matcher) -> Matcher:
+    """Over an object or over nothing, by the last threshold; none is left out."""
+    return Matcher([matcher.thresholds[-2]], [0, 1])
 
 
 def _with_difficult(targets: Instances) -> Instances:

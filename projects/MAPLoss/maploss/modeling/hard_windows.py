@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Hard windows of a minibatch (Shrivastava et al. 2016, section 4.1).
+
+Shape letters: N images, R windows of all images, H hard ones.
+"""
+
+import torch
+from detectron2.structures import Instances
+
+from ..layers import hard_examples
+from .output_layers import image_inds
+
+
+class WindowError(FloatingPointError):
+    """A window whose loss is not finite, in image number `image_ind` of the minibatch."""
+
+    def __init__(self, image_ind: int, message: str):
+        super().__init__(message)
+        self.image_ind = image_ind
+
+
+def choose_hard(
+    losses: torch.Tensor,
+    windows: list[Instances],
+    num_per_image: int,
+    *,
+    iou_thresh: float = 0.7,
+    per_image: bool = False,
+) -> tuple[torch.Tensor, list[Instances]]:
+    """
+    The hardest windows of each image, or of all: see :func:`maploss.layers.hard_examples`.
+
+    Args:
+        losses: (R,). windows: N Instances with proposal_boxes. num_per_image: how many at most, of
+            each image, or on average. per_image: the same number of each.
+
+    Returns:
+        (H,) their indices among the R, rising, and N Instances, the windows themselves.
+
+    Raises:
+        WindowError: a loss is not finite.
+    """
+    _check_losses(losses, windows)
+    chosen, hard, start = [], [], 0
+    for group in [[x] for x in windows] if per_image else [windows]:
+        counts = [len(x) for x in group]
+        inds = hard_examples(
+            losses[start : start + sum(counts)],
+            torch.cat([x.proposal_boxes.tensor for x in group]),
+            image_inds(group, losses.device),
+            num_per_image * len(group),
+            iou_thresh,
+        )
+        is_hard = torch.zeros(sum(counts), dtype=torch.bool, device=losses.device)
+        is_hard[inds] = True
+        hard += [x[own] for x, own in zip(group, is_hard.split(counts), strict=True)]
+        chosen.append(inds + start)
+        start += sum(counts)
+    return torch.cat(chosen), hard
+
+
+def _check_losses(losses: torch.Tensor, windows: list[Instances]) -> None:
+    is_bad = ~torch.isfinite(losses)
+    if is_bad.any():
+        worst = int(is_bad.nonzero()[0])
+        for image_ind, own in enumerate(windows):
+            if worst < len(own):
+                box = [round(x, 1) for x in own.proposal_boxes.tensor[worst].tolist()]
+                message = f"window {worst}, {box}: expected a finite loss, got "
+                raise WindowError(image_ind, message + f"{float(losses[is_bad][0])}")
+            worst -= len(own)
