@@ -98,6 +98,25 @@ def test_box_regression_is_learned_with_either_loss_and_stage_by_stage(run, tmp_
     assert own["target_mean"].any()
 
 
+def test_passes_of_few_images_make_the_update_of_many_and_go_on_when_resumed(run, tmp_path):
+    final, trained, losses = tmp_path / "output/model_final.pth", [], []
+    opts = ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "4", "TEST.EVAL_PERIOD", "0"]
+    one_by_one = ["SOLVER.IMS_PER_BATCH", "1", "SOLVER.ACCUMULATE_STEPS", "2"]
+    for passes in ([], one_by_one):
+        run("softmax", opts=[*opts, *passes, "SOLVER.MAX_ITER", "3"])
+        trained.append(torch.load(final, map_location="cpu")["model"])
+        losses.append(read_metrics(tmp_path)["total_loss"])
+    for key, value in trained[0].items():
+        torch.testing.assert_close(trained[1][key], value, msg=key)
+    assert losses[1] == pytest.approx(losses[0])
+    run("softmax", "--resume", opts=[*opts, *one_by_one, "SOLVER.MAX_ITER", "4"])
+    saved = torch.load(final, map_location="cpu")
+    assert saved["iteration"] == 3
+    assert saved["trainer"]["_trainer"]["optimizer"]["state"]
+    with pytest.raises(ValueError, match="num_passes: expected at least 1, got 0"):
+        run("softmax", opts=["SOLVER.ACCUMULATE_STEPS", "0"])
+
+
 def test_resuming_keeps_the_momentum(run, tmp_path, monkeypatch):
     run("softmax", opts=["SOLVER.MAX_ITER", "3", "TEST.EVAL_PERIOD", "0"])
     saved = torch.load(tmp_path / "output/model_final.pth", map_location="cpu")

@@ -21,6 +21,8 @@ def add_maploss_config(cfg: CfgNode) -> None:
     # "SGD" (paper, section 4.1) or "AdamW". The size of the mAP loss's gradient says little about
     # the step to take; AdamW makes steps of a size of their own.
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # Passes of IMS_PER_BATCH images, forward and backward, whose mean gradient makes an update.
+    cfg.SOLVER.ACCUMULATE_STEPS = 1
     # True: windows over difficult objects train too, as in most of Girshick 2015 (Table 1: "07").
     # The mAP loss ignores them all the same, as AP does.
     cfg.MODEL.ROI_HEADS.TRAIN_ON_DIFFICULT = False

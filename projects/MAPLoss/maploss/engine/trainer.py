@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 
 from ..data.images import ImageError
+from .accumulating_trainer import AccumulatingTrainer
 from .box_targets import set_box_targets
 from .checkpoints import loading
 
@@ -25,6 +26,14 @@ class CheckedTrainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode):
         super().__init__(cfg)
+        if cfg.SOLVER.ACCUMULATE_STEPS != 1:
+            self._trainer = AccumulatingTrainer(
+                self._trainer.model,
+                self._trainer.data_loader,
+                self._trainer.optimizer,
+                num_passes=cfg.SOLVER.ACCUMULATE_STEPS,
+                is_amp=cfg.SOLVER.AMP.ENABLED,
+            )
         # Before a checkpoint is loaded, whose box regression may have been trained for others.
         set_box_targets(getattr(self.model, "module", self.model), cfg)
         self._older_tag: int | None = None
