@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 # Title of the panel, and its curves: name in metrics.json, factor, line style.
 _PANELS = (
+    ("average loss of all training windows", (("train/average_loss", 1.0, "-"),)),
     ("AP50 on test images, %", (("bbox/AP50", 1.0, "-"),)),
     ("mAP of the minibatch, %", (("map/minibatch_map", 100.0, "-"),)),
     (
@@ -24,7 +25,8 @@ _PANELS = (
 
 def draw_metric_curves(path: str, runs: Mapping[str, Sequence[Path]]) -> Figure:
     """
-    Draws test AP50, mAP of the minibatch and the sums of the gradient over iterations.
+    Draws test AP50, mAP of the minibatch and the sums of the gradient over iterations, or the
+    average loss that tools/average_loss.py has found.
 
     A line is the mean of the runs of one label, the band from the least to the greatest of them.
     Panels that no run has anything for are left out.
@@ -96,7 +98,7 @@ def _draw(
     if not iterations:
         return
     mean = [float(np.mean(values[i])) for i in iterations]
-    marker = "o" if name.startswith("bbox/") else ""
+    marker = "o" if name.startswith(("bbox/", "train/")) else ""
     axes.plot(iterations, mean, style, color=color, marker=marker, markersize=3.5, linewidth=1.6)
     if any(len(x) > 1 for x in values.values()):
         low, high = ([f(values[i]) for i in iterations] for f in (min, max))

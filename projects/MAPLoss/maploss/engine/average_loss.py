@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loss over all windows, whichever of them a run trained on."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+
+@torch.no_grad()
+def average_loss(model: nn.Module, images: Iterable[dict]) -> float:
+    """
+    Mean loss of classification and box over all windows of all images (Shrivastava et al. 2016,
+    section 5.5), which does not depend on how windows are sampled: dropout off, background from
+    IoU 0 on, only windows over difficult objects left out where these do not train.
+
+    Args:
+        model: with OHEMROIHeads, on whose weights those of SoftmaxROIHeads fit. images: what a
+            mapper with is_train=True gives of each.
+
+    Raises:
+        ValueError: there are no windows.
+    """
+    model.eval()
+    heads, total, count = model.roi_heads, 0.0, 0
+    with EventStorage():
+        for inputs in images:
+            image = model.preprocess_image([inputs])
+            windows = heads.label_and_sample_proposals(
+                [inputs["proposals"].to(model.device)], [inputs["instances"].to(model.device)]
+            )
+            outputs = heads.score_windows(model.backbone(image.tensor), windows)
+            total += float(heads.box_predictor.window_losses(outputs, windows).sum())
+            count += len(windows[0])
+    if not count:
+        raise ValueError("images: expected some windows, got none")
+    return total / count
+
+
+def find_checkpoints(folder: Path) -> dict[int, Path]:
+    """
+    Iterations done, rising, and the checkpoint of each: Detectron2's model_0000299.pth is 300.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    found = {}
+    for path in sorted(folder.glob("model_*.pth")):
+        number = re.fullmatch(r"model_(\d+)", path.stem)
+        if number:
+            found[int(number[1]) + 1] = path
+    if not found:
+        raise FileNotFoundError(f"{folder}: expected checkpoints such as model_0000299.pth")
+    return dict(sorted(found.items()))
