@@ -17,6 +17,7 @@ compare: setup
 bench: setup
 	$(PY) benchmarks/bm_map_loss.py $(ARGS)
 	$(PY) benchmarks/bm_training_step.py $(ARGS)
+	$(PY) benchmarks/bm_ohem.py $(ARGS)
 
 lint: setup
 	$(PY) -m ruff check .

@@ -56,7 +56,8 @@ def test_a_loss_that_is_not_finite_names_window_and_image():
     with pytest.raises(WindowError) as error:
         choose_hard(losses, windows, 9)
     assert error.value.image_ind == 1
-    assert f"window 1, {box}: expected a finite loss, got inf" in str(error.value)
+    expected = f"image 1 of the minibatch: window {box}: expected a finite loss, got inf"
+    assert str(error.value) == expected
 
 
 @pytest.fixture
@@ -171,14 +172,35 @@ def test_a_loss_that_is_not_finite_stops_training_with_image_and_window(ohem_cfg
     losses = torch.zeros(sum(len(x["proposals"]) for x in batch) - 1)  # but a difficult one
     losses[32] = float("nan")
     model.roi_heads.box_predictor.window_losses = lambda *_: losses
-    with pytest.raises(FloatingPointError, match=r"^image other\.png: window 2, \[.* got nan"):
+    with pytest.raises(FloatingPointError, match=r"^image other\.png: window \[.* got nan"):
         model(batch)
 
 
 def test_at_least_one_window_has_to_be_hard(ohem_cfg):
     ohem_cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 0
-    with pytest.raises(ValueError, match="BATCH_SIZE_PER_IMAGE: expected at least 1 hard window"):
+    ohem_cfg.MODEL.MAP_LOSS.WINDOWS = "hard"
+    for name in ("OHEMROIHeads", "MAPROIHeads"):
+        ohem_cfg.MODEL.ROI_HEADS.NAME = name
+        with pytest.raises(ValueError, match="SIZE_PER_IMAGE: expected at least 1 hard window"):
+            build_model(ohem_cfg)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("MASK_ON", True), ("ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "giou")]
+)
+def test_parts_that_these_heads_do_not_have_are_refused(ohem_cfg, key, value):
+    ohem_cfg.merge_from_list([f"MODEL.{key}", value])
+    with pytest.raises(ValueError, match=f"{key}: expected"):
         build_model(ohem_cfg)
+
+
+def test_the_weights_learn_in_mixed_precision_too(ohem_cfg, storage):
+    model = make_model(ohem_cfg, "OHEMROIHeads")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(make_batch())
+    sum(losses.values()).backward()
+    for layer in (model.roi_heads.box_predictor.cls_score, model.roi_heads.box_head.fc1):
+        assert layer.weight.grad.abs().max() > 0
 
 
 @pytest.fixture
@@ -191,6 +213,8 @@ def test_all_windows_make_the_map_loss_or_only_a_sample(map_cfg, storage):
     map_cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 6
     assert sum(map(len, train_step(map_cfg, make_batch())[2])) == 18
     map_cfg.MODEL.MAP_LOSS.WINDOWS = "all"
+    map_cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS = [0.3, 0.5]
+    map_cfg.MODEL.ROI_HEADS.IOU_LABELS = [-1, 0, 1]
     assert sum(map(len, train_step(map_cfg, make_batch())[2])) >= 80  # but over a difficult one
     map_cfg.MODEL.MAP_LOSS.WINDOWS = "most"
     with pytest.raises(ValueError, match=r"WINDOWS: expected one of all, sampled, hard, got"):

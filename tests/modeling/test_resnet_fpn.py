@@ -37,7 +37,7 @@ def make_inputs():
     return inputs
 
 
-@pytest.mark.parametrize("head", ["MAPROIHeads", "SoftmaxROIHeads"])
+@pytest.mark.parametrize("head", ["MAPROIHeads", "SoftmaxROIHeads", "OHEMROIHeads"])
 @pytest.mark.parametrize("box_reg", ["none", "regressed"])
 @pytest.mark.parametrize("is_rpn", [False, True])
 def test_every_head_trains_and_detects(fpn_cfg, storage, head, box_reg, is_rpn):

@@ -4,9 +4,10 @@
 from .box_head import FullyConnectedHead, NormalizedConvFCHead
 from .map_output_layers import MAPOutputLayers
 from .meta_arch import MAPRCNN
+from .ohem_roi_heads import OHEMROIHeads
 from .output_layers import SoftmaxOutputLayers
 from .plain_convnet import PlainConvNet
-from .roi_heads import MAPROIHeads, OHEMROIHeads, SoftmaxROIHeads
+from .roi_heads import MAPROIHeads, SoftmaxROIHeads
 from .small_convnet import SmallConvNet
 from .squeezenet import SqueezeNet
 

@@ -6,6 +6,7 @@ Shape letters: N images, R windows of all images, H hard ones.
 """
 
 import torch
+from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Instances
 
 from ..layers import hard_examples
@@ -15,9 +16,10 @@ from .output_layers import image_inds
 class WindowError(FloatingPointError):
     """A window whose loss is not finite, in image number `image_ind` of the minibatch."""
 
-    def __init__(self, image_ind: int, message: str):
-        super().__init__(message)
+    def __init__(self, image_ind: int, reason: str):
+        super().__init__(f"image {image_ind} of the minibatch: {reason}")
         self.image_ind = image_ind
+        self.reason = reason
 
 
 def choose_hard(
@@ -60,6 +62,19 @@ def choose_hard(
     return torch.cat(chosen), hard
 
 
+def check_num_hard(num: int) -> None:
+    """Raises ValueError, naming the config's key, for a number below 1."""
+    if num < 1:
+        raise ValueError(
+            f"MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE: expected at least 1 hard window, got {num}"
+        )
+
+
+def without_lower_limit(matcher: Matcher) -> Matcher:
+    """Over an object or over nothing, by the last threshold; none is left out."""
+    return Matcher([matcher.thresholds[-2]], [0, 1])
+
+
 def _check_losses(losses: torch.Tensor, windows: list[Instances]) -> None:
     is_bad = ~torch.isfinite(losses)
     if is_bad.any():
@@ -67,6 +82,6 @@ def _check_losses(losses: torch.Tensor, windows: list[Instances]) -> None:
         for image_ind, own in enumerate(windows):
             if worst < len(own):
                 box = [round(x, 1) for x in own.proposal_boxes.tensor[worst].tolist()]
-                message = f"window {worst}, {box}: expected a finite loss, got "
-                raise WindowError(image_ind, message + f"{float(losses[is_bad][0])}")
+                loss = float(losses[is_bad][0])
+                raise WindowError(image_ind, f"window {box}: expected a finite loss, got {loss}")
             worst -= len(own)

@@ -55,7 +55,7 @@ class MAPRCNN(GeneralizedRCNN):
             return super().forward(batched_inputs)
         except WindowError as error:
             name = _name(batched_inputs[error.image_ind])
-            raise FloatingPointError(f"image {name}: {error}") from error
+            raise FloatingPointError(f"image {name}: {error.reason}") from error
 
     def inference(
         self,

@@ -9,7 +9,6 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
-from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
 from detectron2.modeling.roi_heads import ROIHeads, build_box_head
@@ -20,7 +19,7 @@ from torch import nn
 
 from ..layers.checks import check_choice
 from .compression import make_thin
-from .hard_windows import choose_hard
+from .hard_windows import check_num_hard, choose_hard, without_lower_limit
 from .map_output_layers import MAPOutputLayers
 from .output_layers import SoftmaxOutputLayers, WindowOutputs
 
@@ -72,6 +71,7 @@ class WindowROIHeads(ROIHeads):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        _check_parts(cfg)
         ret = super().from_config(cfg)
         in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
         resolution = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
@@ -157,6 +157,9 @@ class WindowROIHeads(ROIHeads):
         finally:
             for module, was_training in zip(modules, were_training, strict=True):
                 module.training = was_training
+            # Under autocast torch keeps half-precision copies of the weights, and those made
+            # without a graph would cut the ordinary pass off from the weights.
+            torch.clear_autocast_cache()
 
     def choose_hard(
         self, losses: torch.Tensor, windows: list[Instances]
@@ -272,7 +275,7 @@ class MAPROIHeads(WindowROIHeads):
             kwargs: see :class:`WindowROIHeads`; `proposal_append_gt` must be False.
 
         Raises:
-            ValueError: proposal_append_gt is True, or another word for the windows.
+            ValueError: proposal_append_gt is True, another word for the windows, or no hard ones.
         """
         super().__init__(**kwargs)
         check_choice("MODEL.MAP_LOSS.WINDOWS", windows, MAP_WINDOWS)
@@ -281,10 +284,12 @@ class MAPROIHeads(WindowROIHeads):
                 "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT: expected False (perfect windows would be "
                 "ranked in training that the test does not have), got True"
             )
+        if windows == "hard":
+            check_num_hard(self.batch_size_per_image)
         self.is_hard = windows == "hard"
         self.samples = windows == "sampled" and self.batch_size_per_image > 0
-        if self.is_hard:
-            self.proposal_matcher = _without_lower_limit(self.proposal_matcher)
+        if windows != "sampled":
+            self.proposal_matcher = without_lower_limit(self.proposal_matcher)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
@@ -319,60 +324,17 @@ class SoftmaxROIHeads(WindowROIHeads):
     predictor_class = SoftmaxOutputLayers
 
 
-@ROI_HEADS_REGISTRY.register()
-class OHEMROIHeads(SoftmaxROIHeads):
-    """
-    Softmax, trained on the windows of the largest losses (Shrivastava et al. 2016, section 4).
-
-    All windows go forward through a read-only pass of the box head and the predictor (no graph, no
-    dropout); those of the largest loss of classification and box together, after NMS by loss, go
-    through the ordinary pass. Background begins at IoU 0, and no share of foreground is asked for:
-    MODEL.ROI_HEADS.POSITIVE_FRACTION and the lower of its IOU_THRESHOLDS do not count.
-
-    `one_pass` is for comparison (section 4.2): all windows go through the ordinary pass and the
-    losses of the easy ones are dropped. It chooses the same and gives the same gradient where there
-    is no dropout, and needs the backward pass of all windows.
-    """
-
-    @configurable
-    def __init__(self, *, one_pass: bool = False, **kwargs):
-        """
-        Args: one_pass: see above. kwargs: see :class:`WindowROIHeads`; `batch_size_per_image` is
-            the number of hard windows.
-
-        Raises:
-            ValueError: a number of hard windows below 1.
-        """
-        super().__init__(**kwargs)
-        if self.batch_size_per_image < 1:
-            raise ValueError(
-                "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE: expected at least 1 hard window, got "
-                f"{self.batch_size_per_image}"
-            )
-        self.one_pass = one_pass
-        self.samples = False
-        self.proposal_matcher = _without_lower_limit(self.proposal_matcher)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
-        ret = super().from_config(cfg, input_shape)
-        ret["one_pass"] = cfg.MODEL.OHEM.ONE_PASS
-        return ret
-
-    def train_on(self, features, windows, targets):
-        """As :class:`WindowROIHeads`."""
-        score = self.score_windows if self.one_pass else self.score_read_only
-        outputs = score(features, windows)
-        with torch.no_grad():
-            losses = self.box_predictor.window_losses(outputs, windows)
-        inds, hard = self.choose_hard(losses, windows)
-        outputs = outputs.of(inds) if self.one_pass else self.score_windows(features, hard)
-        return hard, self.box_predictor.losses(outputs, hard, targets)
-
-
-def _without_lower_limit(matcher: Matcher) -> Matcher:
-    """Over an object or over nothing, by the last threshold; none is left out."""
-    return Matcher([matcher.thresholds[-2]], [0, 1])
+def _check_parts(cfg: CfgNode) -> None:
+    """What Detectron2's own heads have and these do not is refused, not left out."""
+    for key in ("MASK_ON", "KEYPOINT_ON"):
+        if cfg.MODEL[key]:
+            raise ValueError(f"MODEL.{key}: expected False (these heads detect boxes), got True")
+    box_head = cfg.MODEL.ROI_BOX_HEAD
+    if box_head.BBOX_REG_LOSS_WEIGHT > 0 and box_head.BBOX_REG_LOSS_TYPE != "smooth_l1":
+        raise ValueError(
+            "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE: expected smooth_l1, got "
+            f"{box_head.BBOX_REG_LOSS_TYPE!r}"
+        )
 
 
 def _with_difficult(targets: Instances) -> Instances:
