@@ -33,7 +33,8 @@ METHODS = {
     "OHEM": ["MODEL.ROI_HEADS.NAME", "OHEMROIHeads"],
     "one pass": ["MODEL.ROI_HEADS.NAME", "OHEMROIHeads", "MODEL.OHEM.ONE_PASS", "True"],
 }
-# The paper's times and memory, as ratios to plain; it says "> 2x faster" and "similar" of one pass.
+# The paper's times and memory, as ratios to plain; VGG16's are of two passes of one image, here it
+# is one of both. Of one pass it says "> 2x faster" and "similar".
 PAPER = {"M": (0.22 / 0.13, 3.6 / 2.6), "L": (1.00 / 0.57, 8.7 / 6.4)}
 SIZE = (600, 800)
 

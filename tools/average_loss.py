@@ -44,6 +44,7 @@ def measure(folder: Path, max_images: int, overrides: list[str]) -> Path:
     cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = max(cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE, 1)
     cfg.INPUT.RANDOM_FLIP = "none"
     cfg.INPUT.MIN_SIZE_TRAIN = (cfg.INPUT.MIN_SIZE_TEST,)
+    cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"
     cfg.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST
     prepare_config(cfg, eval_only=False)
     records = get_detection_dataset_dicts(

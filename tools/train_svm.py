@@ -38,6 +38,7 @@ def main() -> None:
         # The same images at each pass, and as the test has them.
         cfg.INPUT.RANDOM_FLIP = "none"
         cfg.INPUT.MIN_SIZE_TRAIN = (cfg.INPUT.MIN_SIZE_TEST,)
+        cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"
         cfg.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST
         if not cfg.MODEL.LOAD_PROPOSALS:
             raise ValueError("MODEL.LOAD_PROPOSALS: expected True (windows of a file), got False")

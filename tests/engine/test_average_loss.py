@@ -64,6 +64,14 @@ def test_the_tool_measures_all_windows_at_each_checkpoint_and_draws(
     assert cv2.imread(str(picture)).std() > 1
 
 
+def test_images_of_a_range_of_sizes_are_measured_at_that_of_the_test(run_cfg, tmp_path, call_tool):
+    run_cfg.INPUT.MIN_SIZE_TRAIN, run_cfg.INPUT.MIN_SIZE_TEST = (40, 60), 50
+    run_cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = "range"
+    (tmp_path / "run/config.yaml").write_text(run_cfg.dump())
+    call_tool("average_loss", str(tmp_path / "a.png"), str(tmp_path / "run"))
+    assert len((tmp_path / "run/average_loss.json").read_text().splitlines()) == 2
+
+
 def test_some_images_are_taken_at_equal_distances(run_cfg, tmp_path, storage, call_tool):
     call_tool("average_loss", str(tmp_path / "a.png"), str(tmp_path / "run"), "--images", "2")
     (line, *_) = (tmp_path / "run/average_loss.json").read_text().splitlines()

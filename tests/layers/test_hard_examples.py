@@ -52,6 +52,12 @@ def test_of_windows_at_one_place_the_worst_stays_but_not_across_images():
 
 def test_of_equal_losses_the_first_are_taken():
     assert hard_examples(torch.ones(4), FAR, ONE_IMAGE, 2).tolist() == [0, 1]
+    # More than are sorted stably by chance.
+    corner = 12 * torch.arange(1500.0)[:, None]
+    boxes = torch.cat([corner, corner, corner + 10, corner + 10], dim=1)
+    losses = (torch.arange(1500) % 2).float()
+    chosen = hard_examples(losses, boxes, torch.zeros(1500, dtype=torch.int64), 100)
+    assert chosen.tolist() == list(range(1, 200, 2))
 
 
 def test_there_may_be_fewer_windows_than_asked_for_or_none():

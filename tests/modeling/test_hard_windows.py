@@ -7,6 +7,7 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from maploss.config import add_maploss_config
+from maploss.modeling import MAPROIHeads
 from maploss.modeling.hard_windows import WindowError, choose_hard
 
 from tests.modeling.test_roi_heads import (
@@ -41,6 +42,16 @@ def test_the_hardest_come_from_all_images_or_from_each():
     inds, hard = choose_hard(losses, windows, 2, iou_thresh=1.0, per_image=True)
     assert inds.tolist() == [0, 1, 5, 6]
     assert ids(hard) == [[0, 1], [1, 2]]
+
+
+def test_windows_at_one_place_are_as_hard_in_two_images_but_not_in_one():
+    (windows,) = make_windows(3)
+    windows.proposal_boxes.tensor[:] = windows.proposal_boxes.tensor[:1].clone()
+    losses = torch.tensor([1.0, 3, 2, 4, 5, 6])
+    for per_image in (False, True):
+        inds, hard = choose_hard(losses, [windows, windows], 9, per_image=per_image)
+        assert inds.tolist() == [1, 5]
+        assert ids(hard) == [[1], [2]]
 
 
 def test_an_image_may_have_no_windows():
@@ -135,6 +146,30 @@ def test_background_from_0_and_any_share_of_foreground_may_be_chosen(ohem_cfg, s
     assert len(windows) == 4
 
 
+@pytest.mark.parametrize("name", ["OHEMROIHeads", "MAPROIHeads"])
+def test_hard_windows_are_over_an_object_from_the_last_threshold_on(ohem_cfg, storage, name):
+    ohem_cfg.MODEL.ROI_HEADS.NAME = name
+    ohem_cfg.MODEL.MAP_LOSS.WINDOWS = "hard"
+    ohem_cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS = [0.1, 0.7]
+    ohem_cfg.MODEL.ROI_HEADS.IOU_LABELS = [-1, 0, 1]
+    heads = make_model(ohem_cfg, name).roi_heads
+    # IoU 1, .6, .08 and 0
+    windows = [[0.0, 0, 20, 20], [0, 0, 20, 12], [0, 0, 8, 4], [30, 30, 40, 40]]
+    batch = make_input(windows, windows[:1], [1], [0])
+    (labelled,) = heads.label_and_sample_proposals([batch["proposals"]], [batch["instances"]])
+    assert labelled.gt_classes.tolist() == [1, 4, 4, 4]
+
+
+def test_the_objects_themselves_are_windows_where_asked_for(ohem_cfg, storage):
+    ohem_cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT = True
+    batch = make_input([[30.0, 0, 40, 9]], [[2.0, 2, 20, 20]], [1])
+    for name in ("OHEMROIHeads", "SoftmaxROIHeads"):
+        ohem_cfg.MODEL.ROI_HEADS.NAME = name
+        ohem_cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION = 0.5
+        _, _, (windows,) = train_step(ohem_cfg, [batch])
+        assert windows.tolist() == [[30, 0, 40, 9], [2, 2, 20, 20]]
+
+
 def test_the_read_only_pass_drops_nothing_and_leaves_the_head_in_training(ohem_cfg, storage):
     ohem_cfg.MODEL.ROI_BOX_HEAD.NAME = "FullyConnectedHead"
     ohem_cfg.MODEL.ROI_BOX_HEAD.FC_DIMS = [16]
@@ -185,8 +220,21 @@ def test_at_least_one_window_has_to_be_hard(ohem_cfg):
             build_model(ohem_cfg)
 
 
+def test_scores_that_are_not_finite_name_image_and_window_with_the_map_loss(map_cfg, storage):
+    map_cfg.MODEL.MAP_LOSS.WINDOWS = "hard"
+    model = make_model(map_cfg, "MAPROIHeads")
+    torch.nn.init.constant_(model.roi_heads.box_predictor.cls_score.bias, float("inf"))
+    with pytest.raises(FloatingPointError, match=r"^image x\.png: window \[.* sum of scores, got"):
+        model(make_batch())
+
+
 @pytest.mark.parametrize(
-    ("key", "value"), [("MASK_ON", True), ("ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "giou")]
+    ("key", "value"),
+    [
+        ("MASK_ON", True),
+        ("ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "giou"),
+        ("ROI_BOX_HEAD.NAME", ""),
+    ],
 )
 def test_parts_that_these_heads_do_not_have_are_refused(ohem_cfg, key, value):
     ohem_cfg.merge_from_list([f"MODEL.{key}", value])
@@ -250,6 +298,24 @@ def score_gradients(cfg, batch):
     return losses, [x.grad for x in scores]
 
 
+def test_what_goes_up_in_one_class_and_down_in_another_counts_with_both(
+    map_cfg, storage, monkeypatch
+):
+    map_cfg.MODEL.MAP_LOSS.WINDOWS = "all"
+    _, (of_all,) = score_gradients(map_cfg, make_batch())
+    map_cfg.MODEL.MAP_LOSS.WINDOWS = "hard"
+    seen = []
+
+    def watch(heads, losses, windows):
+        seen.append(losses)
+        return choose_hard(losses, windows, 4)
+
+    monkeypatch.setattr(MAPROIHeads, "choose_hard", watch)
+    score_gradients(map_cfg, make_batch())
+    torch.testing.assert_close(seen[0], of_all.abs().sum(dim=1))
+    assert not torch.allclose(seen[0], of_all.sum(dim=1).abs())
+
+
 def test_few_hard_windows_carry_their_part_of_the_gradient_of_all(map_cfg, storage):
     batch = make_batch()
     map_cfg.MODEL.MAP_LOSS.WINDOWS = "all"
@@ -290,7 +356,7 @@ def test_detectron2s_own_faster_rcnn_needs_one_line(storage):
         del x["instances"]._fields["gt_difficult"]
     losses = model(batch)
     assert set(losses) == {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"}
-    assert losses["loss_box_reg"] > 0  # the objects themselves are among the windows
+    assert losses["loss_box_reg"] > 0
     sum(losses.values()).backward()
     with torch.no_grad():
         assert len(model.eval()(batch)) == 3

@@ -36,6 +36,13 @@ def test_the_best_of_each_class_are_taken_ties_in_their_order():
     assert len(best_of_each_class(found[:0], 2)) == 0
 
 
+def test_of_many_ties_the_first_are_taken():
+    scores = (torch.arange(1500) % 2).tolist()
+    found = candidates([[i / 100, 0.0, 50, 50] for i in range(1500)], scores, [0] * 1500)
+    taken = best_of_each_class(found, 100).pred_boxes.tensor[:, 0]
+    torch.testing.assert_close(taken, torch.arange(1, 200, 2) / 100)
+
+
 class Moving:
     """
     Scores of windows and deltas that move each by half its width: to the right as class 0, to the
@@ -128,6 +135,23 @@ def test_scores_again_below_the_threshold_are_dropped():
     (result,) = predictor.inference(Moving(), [make_windows([[40, 0, 50, 10]])])
     assert found_by(result, 0) == {(45, 4.0), (50, 4.5)}
     assert found_by(result, 1) == set()
+
+
+def test_scores_again_that_are_not_finite_are_an_error():
+    score = Moving()
+
+    def broken(windows):
+        outputs = score(windows)
+        return outputs if len(score.seen) == 1 else outputs._replace(scores=outputs.scores / 0)
+
+    with pytest.raises(FloatingPointError, match="scores: expected finite values"):
+        make_predictor(2).inference(broken, [make_windows([[40, 0, 50, 10]])])
+
+
+@pytest.mark.parametrize(("iterations", "vote"), [(0, 0.0), (1, 1.5), (1, -0.5)])
+def test_numbers_out_of_range_are_told_at_once(iterations, vote):
+    with pytest.raises(ValueError, match=r"test_(box_iterations|vote_iou_thresh): expected"):
+        make_predictor(iterations, vote)
 
 
 def test_one_iteration_is_the_plain_test_and_more_need_box_regression():

@@ -209,6 +209,18 @@ def test_box_regression_with_the_map_loss_needs_a_weight(tiny_cfg):
         MAPOutputLayers(tiny_cfg, ShapeSpec(channels=5))
 
 
+def test_smooth_l1_is_that_of_the_config(tiny_cfg):
+    tiny_cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT = 1.0
+    assert SoftmaxOutputLayers(tiny_cfg, ShapeSpec(channels=5)).bbox_pred.beta == 1.0
+    tiny_cfg.MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA = 0.0
+    predictor = SoftmaxOutputLayers(tiny_cfg, ShapeSpec(channels=5))
+    windows = make_windows([0])
+    windows.gt_boxes = windows.proposal_boxes
+    deltas = torch.tensor([[0.5, -0.25, 0, 0] + [9.0] * 12])
+    loss = predictor.box_loss(WindowOutputs(torch.zeros(1, 5), deltas), [windows])
+    assert float(loss) == pytest.approx(0.75)  # L1
+
+
 def test_regressed_boxes_are_clipped_to_their_images_in_training_as_at_test(storage):
     predictor = make_regressed(nms_on_regressed=True)
     windows, targets = make_windows([0]), Instances(SIZE)

@@ -16,7 +16,8 @@ class AccumulatingTrainer(SimpleTrainer):
     Detectron2's SimpleTrainer, or its AMPTrainer, with the mean gradient of several minibatches in
     each iteration (Shrivastava et al. 2016, section 4.2, does so with minibatches of one image).
 
-    The losses that are logged are means over the passes. A loss that is made of a whole minibatch,
+    The losses that are logged are means over the passes; what the heads log beside them is that of
+    the last pass. A loss that is made of a whole minibatch,
     as the mAP loss and the choice of hard windows are, sees one pass at a time.
     """
 
@@ -35,8 +36,10 @@ class AccumulatingTrainer(SimpleTrainer):
                 autocast and a gradient scaler, on CUDA.
 
         Raises:
-            ValueError: a number of passes below 1.
+            ValueError: a number of passes below 1, or is_amp without CUDA.
         """
+        if is_amp and not torch.cuda.is_available():
+            raise ValueError("is_amp: expected a machine with CUDA, got one without")
         if num_passes < 1:
             raise ValueError(f"num_passes: expected at least 1, got {num_passes}")
         super().__init__(model, data_loader, optimizer)
@@ -73,9 +76,10 @@ class AccumulatingTrainer(SimpleTrainer):
         return contextlib.nullcontext()
 
     def state_dict(self) -> dict:
-        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+        state = super().state_dict()
+        return {**state, "grad_scaler": self.grad_scaler.state_dict()} if self.is_amp else state
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
-        if state_dict.get("grad_scaler"):
+        if self.is_amp and "grad_scaler" in state_dict:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

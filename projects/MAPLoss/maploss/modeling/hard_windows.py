@@ -43,7 +43,7 @@ def choose_hard(
     Raises:
         WindowError: a loss is not finite.
     """
-    _check_losses(losses, windows)
+    check_finite(losses, windows, "loss")
     chosen, hard, start = [], [], 0
     for group in [[x] for x in windows] if per_image else [windows]:
         counts = [len(x) for x in group]
@@ -75,13 +75,15 @@ def without_lower_limit(matcher: Matcher) -> Matcher:
     return Matcher([matcher.thresholds[-2]], [0, 1])
 
 
-def _check_losses(losses: torch.Tensor, windows: list[Instances]) -> None:
-    is_bad = ~torch.isfinite(losses)
+def check_finite(values: torch.Tensor, windows: list[Instances], what: str) -> None:
+    """Raises WindowError for the first of R values that is not finite."""
+    is_bad = ~torch.isfinite(values)
     if is_bad.any():
         worst = int(is_bad.nonzero()[0])
         for image_ind, own in enumerate(windows):
             if worst < len(own):
                 box = [round(x, 1) for x in own.proposal_boxes.tensor[worst].tolist()]
-                loss = float(losses[is_bad][0])
-                raise WindowError(image_ind, f"window {box}: expected a finite loss, got {loss}")
+                value = float(values[is_bad][0])
+                reason = f"window {box}: expected a finite {what}, got {value}"
+                raise WindowError(image_ind, reason)
             worst -= len(own)

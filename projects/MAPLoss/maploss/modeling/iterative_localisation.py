@@ -12,7 +12,7 @@ import torch
 from detectron2.structures import Instances
 from torch import nn
 
-from .detections import make_candidates
+from .detections import check_finite_scores, make_candidates
 
 
 def best_of_each_class(candidates: Instances, num: int) -> Instances:
@@ -43,6 +43,9 @@ def localise_again(
 
     Returns:
         New candidates of N images, one for each that was taken.
+
+    Raises:
+        FloatingPointError: a score is not finite.
     """
     best = [best_of_each_class(x, n) for x, n in zip(candidates, num, strict=True)]
     windows = []
@@ -52,6 +55,7 @@ def localise_again(
     classes = torch.cat([x.pred_classes for x in best])
     rows = torch.arange(len(classes), device=classes.device)
     scores = predictor.detection_scores(outputs.scores)[rows, classes]
+    check_finite_scores(scores)
     boxes = predictor.boxes(outputs, windows)
     if boxes.dim() == 3:
         boxes = boxes[rows, classes]

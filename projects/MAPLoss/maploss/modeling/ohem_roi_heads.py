@@ -21,8 +21,8 @@ class OHEMROIHeads(SoftmaxROIHeads):
     MODEL.ROI_HEADS.POSITIVE_FRACTION and the lower of its IOU_THRESHOLDS do not count.
 
     `one_pass` is for comparison (section 4.2): all windows go through the ordinary pass and the
-    losses of the easy ones are dropped. It chooses the same and gives the same gradient where there
-    is no dropout, and needs the backward pass of all windows.
+    losses of the easy ones are dropped. It chooses the same and gives the same gradient where the
+    head has no dropout and no batch normalisation, and needs the backward pass of all windows.
     """
 
     @configurable

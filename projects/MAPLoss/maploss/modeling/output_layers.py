@@ -76,9 +76,16 @@ class WindowOutputLayers(nn.Module):
                 see :mod:`maploss.modeling.detections`.
 
         Raises:
-            ValueError: more than one iteration of what is not regressed.
+            ValueError: no iteration, or more than one of what is not regressed; a threshold of
+                votes out of [0, 1].
         """
         super().__init__()
+        if test_box_iterations < 1:
+            raise ValueError(f"test_box_iterations: expected at least 1, got {test_box_iterations}")
+        if not 0 <= test_vote_iou_thresh <= 1:
+            raise ValueError(
+                f"test_vote_iou_thresh: expected a number in [0, 1], got {test_vote_iou_thresh}"
+            )
         if test_box_iterations > 1 and not (box_reg_weight > 0 and regress_at_test):
             raise ValueError(
                 f"test_box_iterations: expected 1 without box regression, got {test_box_iterations}"

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..layers.checks import check_choice
 from .compression import make_thin
-from .hard_windows import check_num_hard, choose_hard, without_lower_limit
+from .hard_windows import check_finite, check_num_hard, choose_hard, without_lower_limit
 from .map_output_layers import MAPOutputLayers
 from .output_layers import SoftmaxOutputLayers, WindowOutputs
 
@@ -302,6 +302,7 @@ class MAPROIHeads(WindowROIHeads):
         if not self.is_hard:
             return super().train_on(features, windows, targets)
         outputs = self.score_read_only(features, windows)
+        check_finite(outputs.scores.sum(dim=1), windows, "sum of scores")
         with torch.enable_grad():
             scores = outputs.scores.requires_grad_()
             losses = self.box_predictor.score_losses(outputs, windows, targets)
@@ -330,6 +331,11 @@ def _check_parts(cfg: CfgNode) -> None:
         if cfg.MODEL[key]:
             raise ValueError(f"MODEL.{key}: expected False (these heads detect boxes), got True")
     box_head = cfg.MODEL.ROI_BOX_HEAD
+    if not box_head.NAME:
+        raise ValueError(
+            "MODEL.ROI_BOX_HEAD.NAME: expected the name of a box head (the C4 detectors' res5 is "
+            "none), got ''"
+        )
     if box_head.BBOX_REG_LOSS_WEIGHT > 0 and box_head.BBOX_REG_LOSS_TYPE != "smooth_l1":
         raise ValueError(
             "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE: expected smooth_l1, got "
