@@ -103,6 +103,8 @@ def test_one_pass_and_two_choose_the_same_windows_and_give_the_same_gradient(
     ohem_cfg.MODEL.OHEM.ONE_PASS = True
     other, other_losses, other_windows = train_step(ohem_cfg, make_batch())
     assert sum(map(len, windows)) == 18
+    num_fg, num_bg = (storage.latest()[f"roi_head/num_{x}_samples"][0] for x in ("fg", "bg"))
+    assert num_fg + num_bg == 6  # those that train
     for x, y in zip(windows, other_windows, strict=True):
         assert torch.equal(x, y)
     torch.testing.assert_close(losses, other_losses)

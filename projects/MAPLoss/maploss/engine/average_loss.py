@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from detectron2.utils.events import EventStorage
 from torch import nn
 
 
@@ -26,15 +25,14 @@ def average_loss(model: nn.Module, images: Iterable[dict]) -> float:
     """
     model.eval()
     heads, total, count = model.roi_heads, 0.0, 0
-    with EventStorage():
-        for inputs in images:
-            image = model.preprocess_image([inputs])
-            windows = heads.label_and_sample_proposals(
-                [inputs["proposals"].to(model.device)], [inputs["instances"].to(model.device)]
-            )
-            outputs = heads.score_windows(model.backbone(image.tensor), windows)
-            total += float(heads.box_predictor.window_losses(outputs, windows).sum())
-            count += len(windows[0])
+    for inputs in images:
+        image = model.preprocess_image([inputs])
+        windows = heads.label_and_sample_proposals(
+            [inputs["proposals"].to(model.device)], [inputs["instances"].to(model.device)]
+        )
+        outputs = heads.score_windows(model.backbone(image.tensor), windows)
+        total += float(heads.box_predictor.window_losses(outputs, windows).sum())
+        count += len(windows[0])
     if not count:
         raise ValueError("images: expected some windows, got none")
     return total / count

@@ -127,7 +127,13 @@ class WindowROIHeads(ROIHeads):
             # As Boxes, which Detectron2 0.5 and 0.6 both take.
             proposals = add_ground_truth_to_proposals([x.gt_boxes for x in targets], proposals)
         windows = self.label_and_sample_proposals(proposals, targets)
-        return self.train_on(features, windows, targets)
+        windows, losses = self.train_on(features, windows, targets)
+        num_foreground = sum(int((x.gt_classes < self.num_classes).sum()) for x in windows)
+        num_background = sum(len(x) for x in windows) - num_foreground
+        storage = get_event_storage()
+        storage.put_scalar("roi_head/num_fg_samples", num_foreground / len(windows))
+        storage.put_scalar("roi_head/num_bg_samples", num_background / len(windows))
+        return windows, losses
 
     def train_on(
         self,
@@ -212,7 +218,7 @@ class WindowROIHeads(ROIHeads):
             N Instances: some of the proposals, with gt_classes, the labels, and gt_boxes, the
             object that each overlaps most (zeros where there is none).
         """
-        sampled, num_foreground = [], 0
+        sampled = []
         for windows, objects in zip(proposals, targets, strict=True):
             labels, object_inds = self._labels(windows, objects)
             inds = self._sample(labels)
@@ -220,12 +226,7 @@ class WindowROIHeads(ROIHeads):
             windows.gt_classes = labels[inds]
             own = objects.gt_boxes.tensor[object_inds[inds]] if len(objects) else None
             windows.gt_boxes = Boxes(windows.proposal_boxes.tensor * 0 if own is None else own)
-            num_foreground += int((windows.gt_classes < self.num_classes).sum())
             sampled.append(windows)
-        num_windows = sum(len(x) for x in sampled)
-        storage = get_event_storage()
-        storage.put_scalar("roi_head/num_fg_samples", num_foreground / len(sampled))
-        storage.put_scalar("roi_head/num_bg_samples", (num_windows - num_foreground) / len(sampled))
         return sampled
 
     def _labels(self, windows: Instances, objects: Instances) -> tuple[torch.Tensor, torch.Tensor]:
