@@ -10,6 +10,7 @@ import cv2
 import maploss  # noqa: F401 (registers the models)
 import numpy as np
 import pytest
+import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
@@ -17,6 +18,9 @@ from detectron2.utils.events import EventStorage
 from maploss.config import add_maploss_config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+# Tensors are tiny here: two threads gain nothing, and wait for each other where a core is busy,
+# which makes the tests of the configs ten times slower.
+torch.set_num_threads(1)
 
 
 @pytest.fixture
