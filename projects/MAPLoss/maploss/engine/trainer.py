@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 
@@ -27,13 +28,16 @@ class CheckedTrainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode):
         super().__init__(cfg)
         if cfg.SOLVER.ACCUMULATE_STEPS != 1:
-            self._trainer = AccumulatingTrainer(
-                self._trainer.model,
-                self._trainer.data_loader,
-                self._trainer.optimizer,
-                num_passes=cfg.SOLVER.ACCUMULATE_STEPS,
-                is_amp=cfg.SOLVER.AMP.ENABLED,
-            )
+            # Detectron2 0.5 begins to read data here, which draws a number once more; without this
+            # other windows would be sampled than without accumulation.
+            with torch.random.fork_rng(devices=[]):
+                self._trainer = AccumulatingTrainer(
+                    self._trainer.model,
+                    self._trainer.data_loader,
+                    self._trainer.optimizer,
+                    num_passes=cfg.SOLVER.ACCUMULATE_STEPS,
+                    is_amp=cfg.SOLVER.AMP.ENABLED,
+                )
         # Before a checkpoint is loaded, whose box regression may have been trained for others.
         set_box_targets(getattr(self.model, "module", self.model), cfg)
         self._older_tag: int | None = None
