@@ -8,7 +8,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from maploss.config import add_maploss_config
 from maploss.modeling import MAPROIHeads
-from maploss.modeling.hard_windows import WindowError, choose_hard
+from maploss.modeling.hard_windows import WindowError, carried_gradient, choose_hard
 
 from tests.modeling.test_roi_heads import (
     EMPTY_BATCHES,
@@ -328,7 +328,21 @@ def test_few_hard_windows_carry_their_part_of_the_gradient_of_all(map_cfg, stora
     losses, (of_hard,) = score_gradients(map_cfg, batch)
     torch.testing.assert_close(losses, expected)
     largest = of_all.abs().sum(dim=1).topk(12)[1].sort()[0]
-    torch.testing.assert_close(of_hard, of_all[largest])
+    torch.testing.assert_close(of_hard, carried_gradient(of_all, largest))
+    assert (of_hard != 0).any()
+
+
+def test_pushes_up_and_down_keep_their_sums_in_each_class():
+    gradient = torch.tensor(
+        [[3.0, 1, 0, 2], [1, -1, 0, 2], [-2, 0, 0, -1], [-1, 0, 0, -3], [-1, 0, 0, 0]]
+    )
+    carried = carried_gradient(gradient, torch.tensor([0, 2]))
+    # Class 0: 4 up and 4 down; class 1: nobody of the chosen pushes down; class 2: nothing.
+    expected = [[4.0, 0, 0, 4], [-4, 0, 0, -4]]
+    torch.testing.assert_close(carried, torch.tensor(expected))
+    one_sided = torch.tensor([[1.0], [2.0]])  # as the regulariser's may be
+    assert carried_gradient(one_sided, torch.tensor([1])).tolist() == [[3.0]]
+    torch.testing.assert_close(carried_gradient(gradient, torch.arange(5)), gradient)
 
 
 def test_detectron2s_own_faster_rcnn_needs_one_line(storage):

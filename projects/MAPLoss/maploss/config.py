@@ -100,7 +100,8 @@ def _add_map_loss(cfg: CfgNode) -> None:
     cfg.MODEL.MAP_LOSS.SCORE_REG_POWER = 4.0
     # "sampled": the loss is that of the windows that MODEL.ROI_HEADS samples; "all": of all.
     # "hard": of all, too, as a read-only pass without dropout scores them, but only those carry its
-    # gradient in whose scores it is largest: as many as would be sampled, chosen as by MODEL.OHEM.
+    # gradient, scaled to the same sums, in whose scores it is largest: as many as would be sampled,
+    # chosen as by MODEL.OHEM.
     cfg.MODEL.MAP_LOSS.WINDOWS = "sampled"
 
 

@@ -62,6 +62,30 @@ def choose_hard(
     return torch.cat(chosen), hard
 
 
+def carried_gradient(gradient: torch.Tensor, inds: torch.Tensor) -> torch.Tensor:
+    """
+    What some windows carry of a gradient by the scores of all.
+
+    The pushes up and down of a class keep their sums: those of the chosen windows are scaled to
+    them. The largest elements alone push up more than down, and then all scores rise together,
+    which changes no ranking. A class of which one side is not among the chosen gets nothing.
+
+    Args:
+        gradient: (R, K). inds: (H,) of the windows that are chosen.
+
+    Returns:
+        (H, K).
+    """
+    result = torch.zeros_like(gradient[inds])
+    is_whole = torch.ones_like(gradient[:1], dtype=torch.bool)
+    for sign in (1, -1):
+        side = (sign * gradient).clamp(min=0)
+        total, kept = side.sum(dim=0), side[inds].sum(dim=0)
+        result += sign * side[inds] * torch.where(kept > 0, total / kept, 0.0)
+        is_whole &= (kept > 0) | (total == 0)
+    return result * is_whole
+
+
 def check_num_hard(num: int) -> None:
     """Raises ValueError, naming the config's key, for a number below 1."""
     if num < 1:

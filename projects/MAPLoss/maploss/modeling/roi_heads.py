@@ -19,7 +19,13 @@ from torch import nn
 
 from ..layers.checks import check_choice
 from .compression import make_thin
-from .hard_windows import check_finite, check_num_hard, choose_hard, without_lower_limit
+from .hard_windows import (
+    carried_gradient,
+    check_finite,
+    check_num_hard,
+    choose_hard,
+    without_lower_limit,
+)
 from .map_output_layers import MAPOutputLayers
 from .output_layers import SoftmaxOutputLayers, WindowOutputs
 
@@ -313,7 +319,7 @@ class MAPROIHeads(WindowROIHeads):
         losses = {name: loss.detach() for name, loss in losses.items()}
         # Adds nothing to the loss, and to its gradient what the chosen windows have of it.
         change = outputs.scores - outputs.scores.detach()
-        losses["loss_map"] = losses["loss_map"] + (gradient[inds] * change).sum()
+        losses["loss_map"] = losses["loss_map"] + (carried_gradient(gradient, inds) * change).sum()
         if self.box_predictor.bbox_pred is not None:
             losses["loss_box_reg"] = self.box_predictor.box_loss(outputs, hard)
         return hard, losses
