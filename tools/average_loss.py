@@ -13,7 +13,6 @@ seeds of one method. Writes average_loss.json into each, one line a checkpoint, 
 import argparse
 import json
 import math
-import re
 import sys
 from pathlib import Path
 
@@ -22,9 +21,9 @@ from detectron2.data import get_detection_dataset_dicts
 from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
 from maploss.data.mapper import MAPDatasetMapper
-from maploss.engine import load_config, load_for_evaluation, prepare_config
+from maploss.engine import load_config, load_for_evaluation, prepare_config, show_as_at_test
 from maploss.engine.average_loss import average_loss, find_checkpoints
-from maploss.visualization import draw_metric_curves
+from maploss.visualization import draw_metric_curves, group_runs
 from tqdm import tqdm
 
 
@@ -39,13 +38,10 @@ def measure(folder: Path, max_images: int, overrides: list[str]) -> Path:
         )
     if not cfg.MODEL.LOAD_PROPOSALS:
         raise ValueError(f"{folder}: MODEL.LOAD_PROPOSALS: expected True, got False")
-    # The labels of all windows, and images as the test has them.
+    # The labels of all windows.
     cfg.MODEL.ROI_HEADS.NAME = "OHEMROIHeads"
     cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = max(cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE, 1)
-    cfg.INPUT.RANDOM_FLIP = "none"
-    cfg.INPUT.MIN_SIZE_TRAIN = (cfg.INPUT.MIN_SIZE_TEST,)
-    cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"
-    cfg.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST
+    show_as_at_test(cfg)
     prepare_config(cfg, eval_only=False)
     records = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN, proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN
@@ -72,14 +68,13 @@ def main() -> None:
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[])
     args = parser.parse_args()
     setup_logger(name="maploss")
-    runs: dict[str, list[Path]] = {}
     try:
         if args.images < 1:
             raise ValueError(f"--images: expected at least 1, got {args.images}")
-        for argument in args.folders:
-            label, _, folder = argument.rpartition("=")
-            label = label or re.sub(r"-\d+$", "", Path(folder).name)
-            runs.setdefault(label, []).append(measure(Path(folder), args.images, args.opts))
+        runs = {
+            label: [measure(folder, args.images, args.opts) for folder in folders]
+            for label, folders in group_runs(args.folders).items()
+        }
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     draw_metric_curves(args.picture, runs)

@@ -9,10 +9,8 @@ the folder's name without the number at its end.
 """
 
 import argparse
-import re
-from pathlib import Path
 
-from maploss.visualization import draw_metric_curves
+from maploss.visualization import draw_metric_curves, group_runs
 
 
 def main() -> None:
@@ -21,12 +19,8 @@ def main() -> None:
     parser.add_argument("picture")
     parser.add_argument("folders", nargs="+", metavar="[LABEL=]FOLDER")
     args = parser.parse_args()
-    runs: dict[str, list[Path]] = {}
-    for argument in args.folders:
-        label, _, folder = argument.rpartition("=")
-        label = label or re.sub(r"-\d+$", "", Path(folder).name)
-        runs.setdefault(label, []).append(Path(folder) / "metrics.json")
-    draw_metric_curves(args.picture, runs)
+    runs = group_runs(args.folders)
+    draw_metric_curves(args.picture, {k: [x / "metrics.json" for x in v] for k, v in runs.items()})
 
 
 if __name__ == "__main__":

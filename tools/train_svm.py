@@ -20,7 +20,7 @@ import torch
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.utils.logger import setup_logger
 from maploss.data.mapper import MAPDatasetMapper
-from maploss.engine import load_trained, prepare_config
+from maploss.engine import load_trained, prepare_config, show_as_at_test
 from maploss.engine.post_hoc_svm import extract_features, train_svms
 
 
@@ -35,11 +35,7 @@ def main() -> None:
     try:
         args.output.mkdir(parents=True, exist_ok=True)
         cfg, model = load_trained(args.config_file, args.opts)
-        # The same images at each pass, and as the test has them.
-        cfg.INPUT.RANDOM_FLIP = "none"
-        cfg.INPUT.MIN_SIZE_TRAIN = (cfg.INPUT.MIN_SIZE_TEST,)
-        cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"
-        cfg.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST
+        show_as_at_test(cfg)
         if not cfg.MODEL.LOAD_PROPOSALS:
             raise ValueError("MODEL.LOAD_PROPOSALS: expected True (windows of a file), got False")
         prepare_config(cfg, eval_only=False)

@@ -7,7 +7,7 @@ from .checkpoints import load_for_evaluation
 from .load_trained import load_trained
 from .optimizer import build_optimizer, train_only
 from .progress_writer import ProgressWriter
-from .setup import load_config, prepare_config, prepare_device
+from .setup import load_config, prepare_config, prepare_device, show_as_at_test
 from .trainer import CheckedTrainer
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "prepare_config",
     "prepare_device",
     "set_box_targets",
+    "show_as_at_test",
     "train_only",
 ]

@@ -93,6 +93,14 @@ def _check_training(cfg: CfgNode) -> None:
         )
 
 
+def show_as_at_test(cfg: CfgNode) -> None:
+    """Training images as the test has them, the same at each pass: of its size, without flips."""
+    cfg.INPUT.RANDOM_FLIP = "none"
+    cfg.INPUT.MIN_SIZE_TRAIN = (cfg.INPUT.MIN_SIZE_TEST,)
+    cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"
+    cfg.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST
+
+
 def prepare_device(cfg: CfgNode) -> None:
     """MODEL.DEVICE becomes "cpu" where it asks for CUDA and there is none."""
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():

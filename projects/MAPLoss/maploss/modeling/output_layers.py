@@ -221,6 +221,7 @@ class WindowOutputLayers(nn.Module):
                 strict=True,
             )
         ]
+        has_votes = self.test_vote_iou_thresh > 0
         num = [math.ceil(count / self.num_classes) for count in counts]
         for _ in range(self.test_box_iterations - 1):
             newest = localise_again(score, self, newest, num)
@@ -232,7 +233,7 @@ class WindowOutputLayers(nn.Module):
                 nms_iou_thresh=self.test_nms_iou_thresh,
                 detections_per_image=self.test_detections_per_image,
                 vote_iou_thresh=self.test_vote_iou_thresh,
-                log_weights=self.vote_log_weights(candidates.scores),
+                log_weights=self.vote_log_weights(candidates.scores) if has_votes else None,
             )
             for candidates in found
         ]

@@ -2,7 +2,7 @@
 """Pictures of training and evaluation, drawn with matplotlib without a display."""
 
 from .detection_grid import draw_detection_grid
-from .metric_curves import draw_metric_curves
+from .metric_curves import draw_metric_curves, group_runs
 from .pr_curves import draw_pr_curves
 
-__all__ = ["draw_detection_grid", "draw_metric_curves", "draw_pr_curves"]
+__all__ = ["draw_detection_grid", "draw_metric_curves", "draw_pr_curves", "group_runs"]

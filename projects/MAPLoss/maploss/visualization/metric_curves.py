@@ -2,6 +2,7 @@
 """What training wrote into metrics.json, as curves of several runs side by side."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +22,19 @@ _PANELS = (
         (("map/gradient_up", 1.0, "-"), ("map/gradient_down", 1.0, "--")),
     ),
 )
+
+
+def group_runs(arguments: Sequence[str]) -> dict[str, list[Path]]:
+    """
+    Folders of runs by label, from "LABEL=FOLDER" or "FOLDER": those of one label are seeds of one
+    method; without a label it is the folder's name without the number at its end.
+    """
+    runs: dict[str, list[Path]] = {}
+    for argument in arguments:
+        label, _, folder = argument.rpartition("=")
+        label = label or re.sub(r"-\d+$", "", Path(folder).name)
+        runs.setdefault(label, []).append(Path(folder))
+    return runs
 
 
 def draw_metric_curves(path: str, runs: Mapping[str, Sequence[Path]]) -> Figure:
