@@ -105,7 +105,7 @@ def _rank(folder: str, rank: int, world_size: int, function: Callable, args: tup
         result = function(*args)
     except BaseException as error:
         if isinstance(error, SystemExit):
-            print(error, file=sys.stderr)
+            sys.stderr.write(f"{error}\n")
         else:
             traceback.print_exc()
         sys.stderr.flush()
