@@ -5,6 +5,7 @@ from .ap_steps import Steps, ap_steps
 from .average_precision import average_precision, precision_recall
 from .box_voting import box_voting
 from .dcg_steps import dcg, dcg_steps
+from .detection_memory import DetectionMemory
 from .direct_ap_loss import direct_ap_loss
 from .hard_examples import hard_examples
 from .map_loss import MAPLoss, MAPLossStats, map_loss
@@ -20,6 +21,7 @@ from .smooth_ap_loss import smooth_ap_loss
 from .truncated_svd import ThinLinear, truncated_svd
 
 __all__ = [
+    "DetectionMemory",
     "MAPLoss",
     "MAPLossStats",
     "NMSRecord",

@@ -51,6 +51,13 @@ class Steps(NamedTuple):
         partners = [filled(-1, torch.int64) for _ in range(2)]
         return cls(value.double(), places[0], values[0], places[1], values[1], *partners)
 
+    def only(self, is_moving: torch.Tensor) -> "Steps":
+        """Without the steps of the others: is_moving is (D,) bool."""
+        nan = float("nan")
+        is_fixed = ~is_moving
+        columns = [x.masked_fill(is_fixed, nan if x.is_floating_point() else -1) for x in self[1:]]
+        return Steps(self.value, *columns)
+
     def put(
         self,
         is_up: bool,

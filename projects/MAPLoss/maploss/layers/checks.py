@@ -30,6 +30,13 @@ def check_int64(name: str, tensor: torch.Tensor) -> None:
         raise TypeError(f"{name}: expected dtype torch.int64, got {tensor.dtype}")
 
 
+def check_mask(name: str, mask: torch.Tensor, size: int) -> None:
+    """Raises ValueError or TypeError unless `mask` is (size,) bool."""
+    check_shape(name, mask, (size,))
+    if mask.dtype != torch.bool:
+        raise TypeError(f"{name}: expected dtype torch.bool, got {mask.dtype}")
+
+
 def check_scores(scores: torch.Tensor, shape: Sequence[int | str]) -> None:
     """Raises ValueError or TypeError on a wrong shape or dtype, FloatingPointError on nan, inf."""
     check_shape("scores", scores, shape)

@@ -10,15 +10,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .average_precision import AP_TYPES, average_precision
+from .average_precision import AP_TYPES
 from .checks import check_choice, check_int64, check_scores, check_shape
+from .class_rankings import ClassCurve, Objects, RankingSettings, Windows, rank_classes
+from .detection_memory import DetectionMemory
 from .given_gradient import with_gradients
-from .match_detections import match_detections
-from .nms_ap_steps import TRANSITIVITIES, nms_ap_steps
-from .nms_record import find_overlaps, nms_record
-from .pair_gradient import PAIR_TRANSITIVITIES, check_margin, pair_gradient
+from .global_minibatch import Group
+from .nms_ap_steps import TRANSITIVITIES
+from .pair_gradient import PAIR_TRANSITIVITIES, check_margin
 from .pseudo_gradient import ESTIMATORS as STEP_ESTIMATORS
-from .pseudo_gradient import PAIRINGS, pseudo_gradient
+from .pseudo_gradient import PAIRINGS
 
 ESTIMATORS = (*STEP_ESTIMATORS, "pairs")
 _LARGEST_SCORE = 1e8
@@ -31,7 +32,9 @@ class MAPLossStats(NamedTuple):
     map: 0-d, mAP of the minibatch over all K classes. ap_per_class: (K,), nan for classes without
     an object. up_per_class, down_per_class: (K,), what pushes scores up and what pushes them down,
     each summed over windows (0 or more). nonzero_share, clipped_share: 0-d, of the R * K scores,
-    how many have a gradient, and how many one that was clipped.
+    how many have a gradient, and how many one that was clipped. gradient: (R, K), of the loss.
+    curves: the detections of each class present. seconds: what "match", "nms", "ap", "gradient"
+    and "exchange" have taken.
     """
 
     map: torch.Tensor
@@ -40,6 +43,9 @@ class MAPLossStats(NamedTuple):
     down_per_class: torch.Tensor
     nonzero_share: torch.Tensor
     clipped_share: torch.Tensor
+    gradient: torch.Tensor
+    curves: dict[int, ClassCurve]
+    seconds: dict[str, float]
 
 
 def map_loss(
@@ -62,6 +68,8 @@ def map_loss(
     grad_clip: float | None = None,
     log_space: bool = True,
     eps: float = 1.0,
+    group: Group | None = None,
+    memory: DetectionMemory | None = None,
 ) -> tuple[torch.Tensor, MAPLossStats]:
     """
     -log(mAP + eps) with mAP = sum of AP over the classes present / K, AP taken after NMS.
@@ -84,6 +92,9 @@ def map_loss(
             :func:`nms_ap_steps` for "mee" and "sde", :func:`pair_gradient` for "pairs". min_delta,
             pairing: for "mee" and "sde", see :func:`pseudo_gradient`. margin: for "pairs".
             grad_clip: None for no clipping. log_space: False for 1 - mAP. eps: above 0.
+        group: of processes that call this together, each with its own images: the mAP is that of
+            all, and each has its own windows' gradient of it. memory: detections that are ranked
+            too, as constants (see :func:`rank_classes`); then takes up those of this minibatch.
 
     Returns:
         The loss, 0-d of the scores' dtype, and :class:`MAPLossStats`.
@@ -109,48 +120,14 @@ def map_loss(
         scores, boxes, image_ids, gt_boxes, gt_classes, gt_image_ids, gt_difficult
     )
     num_classes = scores.shape[1]
-    overlaps = find_overlaps(boxes, image_ids, nms_thresh) if boxes.dim() == 2 else None
-    ap_per_class = scores.new_full((num_classes,), float("nan"), dtype=torch.float64)
-    ppd = scores.new_zeros(num_classes, len(scores))
-    detached = scores.detach().t().contiguous()
-    for c in objects.classes[~objects.is_difficult].unique().tolist():
-        mine = _Objects(*(column[objects.classes == c] for column in objects))
-        own_boxes = boxes if boxes.dim() == 2 else boxes[:, c]
-        matched_gt = match_detections(
-            own_boxes, image_ids, mine.boxes, mine.image_ids, mine.is_difficult, match_iou_thresh
-        )
-        num_gt = int((~mine.is_difficult).sum())
-        if estimator == "pairs":
-            is_kept = nms_record(own_boxes, detached[c], image_ids, nms_thresh, overlaps).is_kept
-            ap_per_class[c] = average_precision(
-                detached[c, is_kept].double(), matched_gt[is_kept], num_gt, ap_type
-            )
-            ppd[c] = pair_gradient(
-                detached[c],
-                matched_gt,
-                num_gt,
-                is_kept,
-                margin=margin,
-                transitivity=transitivity,
-            )
-        else:
-            steps = nms_ap_steps(
-                detached[c],
-                own_boxes,
-                image_ids,
-                matched_gt,
-                num_gt,
-                nms_thresh=nms_thresh,
-                ap_type=ap_type,
-                transitivity=transitivity,
-                overlaps=overlaps,
-            )
-            ap_per_class[c] = steps.value
-            ppd[c] = pseudo_gradient(steps, detached[c], estimator, min_delta, pairing)
-
-    mean_ap = ap_per_class.nansum() / max(num_classes, 1)
+    windows = Windows(scores.detach().t().contiguous(), boxes, image_ids)
+    settings = RankingSettings(
+        ap_type, nms_thresh, match_iou_thresh, estimator, min_delta, transitivity, pairing, margin
+    )
+    rankings = rank_classes(windows, objects, settings, group, memory)
+    mean_ap = rankings.ap_per_class.nansum() / max(num_classes, 1)
     scale = num_classes * (mean_ap + eps if log_space else torch.ones_like(mean_ap))
-    gradient = -ppd.t() / scale.to(scores.dtype)
+    gradient = -rankings.ppd / scale.to(scores.dtype)
     nonzero_share = _share(gradient != 0)
     clipped_share = torch.zeros_like(nonzero_share)
     if grad_clip is not None:
@@ -159,7 +136,17 @@ def map_loss(
     up, down = gradient.clamp(max=0).sum(0).neg(), gradient.clamp(min=0).sum(0)
     value = -torch.log(mean_ap + eps) if log_space else 1 - mean_ap
     loss = with_gradients(value.to(scores.dtype), (scores,), (gradient,))
-    return loss, MAPLossStats(mean_ap, ap_per_class, up, down, nonzero_share, clipped_share)
+    return loss, MAPLossStats(
+        map=mean_ap,
+        ap_per_class=rankings.ap_per_class,
+        up_per_class=up,
+        down_per_class=down,
+        nonzero_share=nonzero_share,
+        clipped_share=clipped_share,
+        gradient=gradient,
+        curves=rankings.curves,
+        seconds=rankings.seconds,
+    )
 
 
 class MAPLoss(torch.nn.Module):
@@ -170,7 +157,8 @@ class MAPLoss(torch.nn.Module):
     section 4.5: the fourth power; 2 in its ablation).
 
     Args:
-        score_reg_weight: per score, 0 or more. score_reg_power: 1 or more. settings: those of
+        score_reg_weight: per score, 0 or more. score_reg_power: 1 or more. memory_size: number of
+            minibatches whose detections stay in the ranking, 0 for none. settings: those of
             :func:`map_loss`, with its defaults.
 
     Raises:
@@ -178,7 +166,12 @@ class MAPLoss(torch.nn.Module):
     """
 
     def __init__(
-        self, *, score_reg_weight: float = 0.0, score_reg_power: float = 4.0, **settings: Any
+        self,
+        *,
+        score_reg_weight: float = 0.0,
+        score_reg_power: float = 4.0,
+        memory_size: int = 0,
+        **settings: Any,
     ) -> None:
         super().__init__()
         if not 0 <= score_reg_weight < math.inf:
@@ -187,7 +180,9 @@ class MAPLoss(torch.nn.Module):
             raise ValueError(f"score_reg_power: expected 1 or more, got {score_reg_power}")
         self.score_reg_weight = score_reg_weight
         self.score_reg_power = score_reg_power
+        self.memory = DetectionMemory(memory_size) if memory_size else None
         self.settings: dict[str, Any] = {**(map_loss.__kwdefaults__ or {}), **settings}
+        del self.settings["group"], self.settings["memory"]
         _check_settings(**self.settings)
 
     def forward(
@@ -199,11 +194,12 @@ class MAPLoss(torch.nn.Module):
         gt_classes: torch.Tensor,
         gt_image_ids: torch.Tensor,
         gt_difficult: torch.Tensor | None = None,
+        group: Group | None = None,
     ) -> tuple[dict[str, torch.Tensor], MAPLossStats]:
         """
         Returns:
             {"loss_map": 0-d, "loss_score_reg": 0-d} and what is watched; arguments and errors as
-            for :func:`map_loss`.
+            for :func:`map_loss`. With a group loss_score_reg is that of this process's scores.
         """
         loss, stats = map_loss(
             scores,
@@ -213,6 +209,8 @@ class MAPLoss(torch.nn.Module):
             gt_classes,
             gt_image_ids,
             gt_difficult,
+            group=group,
+            memory=self.memory,
             **self.settings,
         )
         # In float64 and bounded, so that scores that have run away do not make it infinite.
@@ -226,6 +224,7 @@ class MAPLoss(torch.nn.Module):
             **self.settings,
             "score_reg_weight": self.score_reg_weight,
             "score_reg_power": self.score_reg_power,
+            "memory_size": self.memory.size if self.memory else 0,
         }
         return ", ".join(f"{name}={value!r}" for name, value in settings.items())
 
@@ -263,13 +262,6 @@ def _check_settings(
             raise ValueError(f"{name}: expected a number above 0, got {value}")
 
 
-class _Objects(NamedTuple):
-    boxes: torch.Tensor
-    classes: torch.Tensor
-    image_ids: torch.Tensor
-    is_difficult: torch.Tensor
-
-
 def _check_input(
     scores: torch.Tensor,
     boxes: torch.Tensor,
@@ -278,7 +270,7 @@ def _check_input(
     gt_classes: torch.Tensor,
     gt_image_ids: torch.Tensor,
     gt_difficult: torch.Tensor | None,
-) -> _Objects:
+) -> Objects:
     check_scores(scores, ("R", "K"))
     is_shared = isinstance(boxes, torch.Tensor) and boxes.dim() != 3
     check_shape("boxes", boxes, (len(scores), 4) if is_shared else (*scores.shape, 4))
@@ -295,7 +287,7 @@ def _check_input(
     if gt_difficult is None:
         gt_difficult = torch.zeros_like(gt_classes)
     check_shape("gt_difficult", gt_difficult, (len(gt_boxes),))
-    return _Objects(gt_boxes, gt_classes, gt_image_ids, gt_difficult.bool())
+    return Objects(gt_boxes, gt_classes, gt_image_ids, gt_difficult.bool())
 
 
 def _share(mask: torch.Tensor) -> torch.Tensor:

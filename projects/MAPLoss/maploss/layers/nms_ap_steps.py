@@ -44,6 +44,7 @@ def nms_ap_steps(
     ap_type: str = "area",
     transitivity: str = "exact",
     overlaps: Overlaps | None = None,
+    record: NMSRecord | None = None,
 ) -> Steps:
     """
     The nearest steps of AP after NMS above and below the score of each window, the others held.
@@ -65,7 +66,8 @@ def nms_ap_steps(
             (R,) int64, see :func:`match_detections`; the windows matched to an object are of one
             image. num_gt: objects without the difficult ones.
         nms_thresh: IoU over which windows suppress each other. ap_type: "area", "voc07" or
-            "coco101". overlaps: of these boxes, where several classes share them.
+            "coco101". overlaps: of these boxes, where several classes share them. record: of these
+            windows, where it is known.
 
     Returns:
         Steps in the order of the input; all nan for num_gt = 0. Tied scores keep their input order.
@@ -81,7 +83,8 @@ def nms_ap_steps(
         overlaps = find_overlaps(boxes, image_ids, nms_thresh)
     if num_gt == 0 or not len(scores):
         return Steps.none(scores.new_tensor(float("nan") if num_gt == 0 else 0.0), scores)
-    record = nms_record(boxes, scores, image_ids, nms_thresh, overlaps)
+    if record is None:
+        record = nms_record(boxes, scores, image_ids, nms_thresh, overlaps)
     by_rank = torch.empty_like(record.rank)
     by_rank[record.rank] = torch.arange(len(scores), device=scores.device)
     suppressor = record.suppressor[by_rank]

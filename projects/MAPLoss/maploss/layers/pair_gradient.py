@@ -8,7 +8,7 @@ Shape letters: R windows of one class, P of them over an object, F false positiv
 import torch
 
 from .average_precision import check_detections, rank_detections
-from .checks import check_choice, check_shape
+from .checks import check_choice, check_mask
 
 # Rows of the matrix of pairs computed at once.
 _BLOCK = 1024
@@ -33,6 +33,7 @@ def pair_gradient(
     *,
     margin: float = 1.0,
     transitivity: str = "label_aware",
+    is_moving: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     What raises AP after NMS, as one push apart for each pair of a true and a false positive that
@@ -59,6 +60,7 @@ def pair_gradient(
             a difficult object. num_gt: objects without the difficult ones. is_kept: (R,) bool, what
             NMS keeps; None means all. margin: in units of the scores, 1e-6 to 1e6; a true positive
             is safe from false positives so far below it. transitivity: "label_aware" or "none".
+            is_moving: (R,) bool, the windows i whose pairs count; None means all.
 
     Returns:
         (R,) of the scores' dtype: the direction in which AP rises.
@@ -73,9 +75,9 @@ def pair_gradient(
     check_margin(margin)
     if is_kept is None:
         is_kept = torch.ones_like(matched_gt, dtype=torch.bool)
-    check_shape("is_kept", is_kept, (len(scores),))
-    if is_kept.dtype != torch.bool:
-        raise TypeError(f"is_kept: expected dtype torch.bool, got {is_kept.dtype}")
+    for name, mask in (("is_kept", is_kept), ("is_moving", is_moving)):
+        if mask is not None:
+            check_mask(name, mask, len(scores))
     num_found = len(matched_gt[matched_gt >= 0].unique())
     if num_found > num_gt:
         raise ValueError(f"num_gt: expected at least the {num_found} objects found, got {num_gt}")
@@ -86,6 +88,8 @@ def pair_gradient(
     pushed = tps
     if transitivity == "label_aware":
         pushed = torch.cat([tps, (~is_kept & (matched_gt >= 0)).nonzero().squeeze(1)])
+    if is_moving is not None:
+        pushed = pushed[is_moving[pushed]]
     place = torch.argsort(torch.argsort(scores, descending=True, stable=True))
     for some in pushed.split(_BLOCK):
         is_better = (place[tps] < place[some][:, None]) & (

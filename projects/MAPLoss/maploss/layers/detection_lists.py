@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The detections of a minibatch, class by class, for rankings that go beyond it.
+
+Shape letters: D detections of all classes, K classes, E entries of the ranking of one class.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+
+class DetectionLists(NamedTuple):
+    """
+    What a minibatch adds to the rankings of its classes, sorted by class.
+
+    scores: (D,) float. matched_gt: (D,) int64, the index of the object matched among the
+    `num_objects` of the minibatch, -1 for none, -2 for a difficult one. is_kept: (D,) bool, False
+    for windows over an object that NMS hides, where these take part. counts: K numbers of
+    detections. num_gt: (K,) int64, objects of each class without difficult ones.
+    """
+
+    scores: torch.Tensor
+    matched_gt: torch.Tensor
+    is_kept: torch.Tensor
+    counts: list[int]
+    num_gt: torch.Tensor
+    num_objects: int
+
+    def of_class(self, c: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """scores, matched_gt and is_kept of one class."""
+        start = sum(self.counts[:c])
+        mine = slice(start, start + self.counts[c])
+        return self.scores[mine], self.matched_gt[mine], self.is_kept[mine]
+
+    @classmethod
+    def of(
+        cls,
+        classes: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+        num_gt: torch.Tensor,
+        num_objects: int,
+    ) -> "DetectionLists":
+        """Of K triples (scores, matched_gt, is_kept)."""
+        scores, matched_gt, is_kept = (torch.cat(column) for column in zip(*classes, strict=True))
+        return cls(scores, matched_gt, is_kept, [len(x[0]) for x in classes], num_gt, num_objects)
+
+    @classmethod
+    def join(cls, lists: Sequence["DetectionLists"]) -> "DetectionLists":
+        """One of several minibatches, at least one; their objects are different ones."""
+        offsets = [sum(x.num_objects for x in lists[:i]) for i in range(len(lists))]
+        classes = [
+            [shifted(x.of_class(c), offset) for x, offset in zip(lists, offsets, strict=True)]
+            for c in range(len(lists[0].counts))
+        ]
+        joined = [tuple(map(torch.cat, zip(*parts, strict=True))) for parts in classes]
+        num_gt = torch.stack([x.num_gt for x in lists]).sum(0)
+        return cls.of(joined, num_gt, sum(x.num_objects for x in lists))  # type: ignore[arg-type]
+
+
+def shifted(
+    detections: tuple[torch.Tensor, torch.Tensor, torch.Tensor], offset: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same detections (scores, matched_gt, is_kept), their objects counted from `offset`."""
+    scores, matched_gt, is_kept = detections
+    return scores, torch.where(matched_gt >= 0, matched_gt + offset, matched_gt), is_kept

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wall time of the parts of a computation that take turns, on the CPU or on CUDA."""
+
+import itertools
+import time
+
+import torch
+
+
+class PartTimer:
+    """
+    One part runs at a time: starting one ends the one before.
+
+    On CUDA the times are the device's, between events; nothing waits until they are asked for.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_cuda = device.type == "cuda"
+        self._marks: list[tuple[str, float | torch.cuda.Event]] = []
+
+    def start(self, part: str) -> None:
+        """The time from now on is that of `part`."""
+        self._marks.append((part, self._now()))
+
+    def seconds(self) -> dict[str, float]:
+        """The time of each part so far, in seconds; the last one ends here."""
+        marks = [*self._marks, ("", self._now())]
+        if self._is_cuda:
+            torch.cuda.synchronize()
+        total: dict[str, float] = {}
+        for (part, begin), (_, end) in itertools.pairwise(marks):
+            total[part] = total.get(part, 0.0) + _between(begin, end)
+        return total
+
+    def _now(self) -> "float | torch.cuda.Event":
+        if not self._is_cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def _between(begin: "float | torch.cuda.Event", end: "float | torch.cuda.Event") -> float:
+    if isinstance(begin, float) or isinstance(end, float):
+        return float(end) - float(begin)  # type: ignore[arg-type]
+    return begin.elapsed_time(end) / 1e3
