@@ -3,12 +3,15 @@
 
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from detectron2.engine import SimpleTrainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from ..modeling.joint_ranking import JointRanking
+from ..modeling.map_output_layers import MAPOutputLayers
 
 
 class AccumulatingTrainer(SimpleTrainer):
@@ -17,8 +20,9 @@ class AccumulatingTrainer(SimpleTrainer):
     each iteration (Shrivastava et al. 2016, section 4.2, does so with minibatches of one image).
 
     The losses that are logged are means over the passes; what the heads log beside them is that of
-    the last pass. A loss that is made of a whole minibatch,
-    as the mAP loss and the choice of hard windows are, sees one pass at a time.
+    the last pass. The mAP loss is one mAP of the images of all passes, which takes a second forward
+    pass; other losses that are made of a whole minibatch, and the choice of hard windows, see one
+    pass at a time.
     """
 
     def __init__(
@@ -33,41 +37,71 @@ class AccumulatingTrainer(SimpleTrainer):
         """
         Args:
             model, data_loader, optimizer: as SimpleTrainer. num_passes: for each update. is_amp:
-                autocast and a gradient scaler, on CUDA.
+                autocast, on CUDA with a gradient scaler.
 
         Raises:
-            ValueError: a number of passes below 1, or is_amp without CUDA.
+            ValueError: a number of passes below 1.
         """
-        if is_amp and not torch.cuda.is_available():
-            raise ValueError("is_amp: expected a machine with CUDA, got one without")
         if num_passes < 1:
             raise ValueError(f"num_passes: expected at least 1, got {num_passes}")
         super().__init__(model, data_loader, optimizer)
         self.num_passes = num_passes
         self.is_amp = is_amp
-        self.grad_scaler = torch.amp.GradScaler("cuda", enabled=is_amp)
+        # On a CPU autocast takes bfloat16, whose range is that of single precision.
+        self._device_type = next(iter(model.parameters())).device.type
+        is_scaled = is_amp and self._device_type == "cuda"
+        self.grad_scaler = torch.amp.GradScaler("cuda", enabled=is_scaled)
 
     def run_step(self) -> None:
         """All passes, then one update."""
         self.optimizer.zero_grad()
+        start = time.perf_counter()
+        minibatches = [next(self._data_loader_iter) for _ in range(self.num_passes)]
+        data_time = time.perf_counter() - start
         means: dict[str, torch.Tensor] = {}
-        data_time = 0.0
-        for i in range(self.num_passes):
-            start = time.perf_counter()
-            data = next(self._data_loader_iter)
-            data_time += time.perf_counter() - start
-            is_last = i == self.num_passes - 1
-            with self._no_exchange(is_last), torch.autocast("cuda", enabled=self.is_amp):
-                losses = self.model(data)
-            losses = {name: loss / self.num_passes for name, loss in losses.items()}
-            with self._no_exchange(is_last):
-                self.grad_scaler.scale(sum(losses.values())).backward()
-            for name, loss in losses.items():
-                means[name] = means.get(name, 0.0) + loss.detach()
+        with self._ranked_together(minibatches):
+            for i, data in enumerate(minibatches):
+                is_last = i == self.num_passes - 1
+                with self._no_exchange(is_last):
+                    with self._autocast():
+                        losses = self.model(data)
+                    losses = {name: loss / self.num_passes for name, loss in losses.items()}
+                    self.grad_scaler.scale(sum(losses.values())).backward()
+                for name, loss in losses.items():
+                    means[name] = means.get(name, 0.0) + loss.detach()
         # Stops where a loss is not finite, before the update.
         self._write_metrics(means, data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    @contextlib.contextmanager
+    def _ranked_together(self, minibatches: list) -> Iterator[None]:
+        """
+        The mAP loss is that of all passes: a first round scores the windows of each and keeps no
+        graph. Both rounds draw the same random numbers.
+        """
+        model = getattr(self.model, "module", self.model)
+        predictor = getattr(getattr(model, "roi_heads", None), "box_predictor", None)
+        if self.num_passes == 1 or not isinstance(predictor, MAPOutputLayers):
+            yield
+            return
+        predictor.joint = JointRanking()
+        try:
+            buffers = [(x, x.clone()) for x in model.buffers()]
+            devices = [x.device for x in model.parameters() if x.is_cuda][:1]
+            with torch.random.fork_rng(devices), torch.no_grad(), self._autocast():
+                for data in minibatches:
+                    model(data)
+            # Those of normalisation layers have seen the images, and will see them again.
+            for buffer, value in buffers:
+                buffer.copy_(value)
+            predictor.joint.rank(predictor.rank)
+            yield
+        finally:
+            predictor.joint = None
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        return torch.autocast(self._device_type, enabled=self.is_amp)
 
     def _no_exchange(self, is_last: bool) -> contextlib.AbstractContextManager:
         """Gradients of several processes are averaged once, in the last pass."""

@@ -4,16 +4,20 @@ The predictor that is trained for mAP. Shapes: N images, R windows of all images
 """
 
 import logging
+import math
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.layers import ShapeSpec
 from detectron2.structures import Instances
+from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
-from ..layers import MAPLoss
+from ..layers import MAPLoss, MAPLossStats
 from ..layers.checks import check_choice
+from ..layers.given_gradient import scale_gradient
+from .joint_ranking import JointRanking, LossInputs
 from .output_layers import WindowOutputLayers, WindowOutputs, image_inds
 
 logger = logging.getLogger(__name__)
@@ -39,6 +43,7 @@ class MAPOutputLayers(WindowOutputLayers):
         num_classes: int,
         map_loss: MAPLoss,
         nms_on_regressed: bool = False,
+        class_names: list[str] | None = None,
         **kwargs,
     ):
         """
@@ -46,11 +51,17 @@ class MAPOutputLayers(WindowOutputLayers):
             map_loss: the loss; its NMS should be that of the test (`test_nms_iou_thresh`).
             nms_on_regressed: the loss takes the regressed boxes for what is detected, as the test
                 does, instead of the windows. They are constants to it.
+            class_names: K names, for what is watched; None for numbers.
             input_shape, num_classes, kwargs: see :class:`WindowOutputLayers`.
         """
         super().__init__(input_shape, num_classes=num_classes, num_outputs=num_classes, **kwargs)
         self.map_loss = map_loss
         self.nms_on_regressed = nms_on_regressed
+        self.class_names = class_names or [str(c) for c in range(num_classes)]
+        # Set by the trainer while several passes make one minibatch.
+        self.joint: JointRanking | None = None
+        # The last minibatch ranked, for pictures of it.
+        self.watched: tuple[LossInputs, MAPLossStats] | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
@@ -65,6 +76,7 @@ class MAPOutputLayers(WindowOutputLayers):
                 f"MODEL.MAP_LOSS.BOX_REG {box_reg!r}, got {ret['box_reg_weight']}"
             )
         ret["nms_on_regressed"] = box_reg == "regressed"
+        ret["class_names"] = _class_names(cfg)
         ret["map_loss"] = MAPLoss(
             ap_type=ap_type_from_config(cfg),
             nms_thresh=cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
@@ -79,6 +91,7 @@ class MAPOutputLayers(WindowOutputLayers):
             eps=cfg.MODEL.MAP_LOSS.EPS,
             score_reg_weight=cfg.MODEL.MAP_LOSS.SCORE_REG_WEIGHT,
             score_reg_power=cfg.MODEL.MAP_LOSS.SCORE_REG_POWER,
+            memory_size=cfg.MODEL.MAP_LOSS.MEMORY,
         )
         return ret
 
@@ -90,10 +103,10 @@ class MAPOutputLayers(WindowOutputLayers):
 
         The labels of the windows are not used: the loss matches them to the objects of each class.
         """
-        scores = outputs.scores
         if not self.nms_on_regressed:
             outputs = outputs._replace(deltas=None)
-        losses, stats = self.map_loss(
+        scores = outputs.scores
+        inputs = LossInputs(
             scores,
             self.boxes(outputs, windows),
             image_inds(windows, scores.device),
@@ -102,25 +115,82 @@ class MAPOutputLayers(WindowOutputLayers):
             image_inds(targets, scores.device),
             torch.cat([x.gt_difficult for x in targets]),
         )
-        largest_score = scores.detach().abs().max() if scores.numel() else scores.new_zeros(())
+        if self.joint is None:
+            return self.rank(inputs)
+        if self.joint.is_ranked:
+            return self.joint.next_losses(scores)
+        self.joint.collect(inputs, len(windows))
+        return {}
+
+    def rank(self, inputs: LossInputs) -> dict[str, torch.Tensor]:
+        """
+        The losses of a minibatch whose other parts are in other processes.
+
+        DistributedDataParallel averages gradients over processes, and logs average losses. Here
+        they are of the sum: the one mAP of all has the gradients of all windows.
+        """
+        num_ranks = comm.get_world_size()
+        group = torch.distributed.group.WORLD if num_ranks > 1 else None
+        losses, stats = self.map_loss(*inputs, group=group)
+        losses["loss_map"] = scale_gradient(losses["loss_map"], num_ranks)
+        losses["loss_score_reg"] = losses["loss_score_reg"] * num_ranks
+        self._watch(inputs.scores.detach(), stats)
+        self.watched = (inputs, stats)
+        return losses
+
+    def _watch(self, scores: torch.Tensor, stats: MAPLossStats) -> None:
         watched = {
             "map/minibatch_map": stats.map,
             "map/gradient_up": stats.up_per_class.sum(),
             "map/gradient_down": stats.down_per_class.sum(),
             "map/nonzero_share": stats.nonzero_share,
             "map/clipped_share": stats.clipped_share,
-            "map/largest_score": largest_score,
+            "map/largest_score": scores.abs().max() if scores.numel() else 0.0,
+            **{f"map_seconds/{part}": value for part, value in stats.seconds.items()},
         }
+        for c, ap in enumerate(stats.ap_per_class.tolist()):
+            if not math.isnan(ap):
+                watched[f"map_per_class/{self.class_names[c]}"] = ap
         storage = get_event_storage()
         for name, value in watched.items():
             storage.put_scalar(name, float(value))
+
+    def losses(
+        self, outputs: WindowOutputs, windows: list[Instances], targets: list[Instances]
+    ) -> dict[str, torch.Tensor]:
+        losses = self.score_losses(outputs, windows, targets)
+        if self.bbox_pred is not None and losses:
+            count = len(outputs.scores) if self.joint is None else self.joint.mean_num_windows
+            losses["loss_box_reg"] = self.box_loss(outputs, windows, count)
         return losses
+
+    def box_loss(
+        self, outputs: WindowOutputs, windows: list[Instances], count: float | None = None
+    ) -> torch.Tensor:
+        """
+        The sum over windows of :meth:`box_losses` by their number: the mean of all processes, and
+        of all passes if `count` is theirs.
+        """
+        number = outputs.scores.new_tensor(len(outputs.scores) if count is None else count)
+        if comm.get_world_size() > 1:
+            torch.distributed.all_reduce(number)
+        number = (number / comm.get_world_size()).clamp(min=1)
+        return self.box_losses(outputs, windows).sum() / number
 
     def detection_scores(self, scores: torch.Tensor) -> torch.Tensor:
         return scores
 
     def vote_log_weights(self, scores: torch.Tensor) -> torch.Tensor:
         return scores
+
+
+def _class_names(cfg: CfgNode) -> list[str] | None:
+    """Of the first data set, where it says as many as there are classes."""
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    classes = MetadataCatalog.get(names[0]).get("thing_classes", None) if names else None
+    if classes is None or len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        return None
+    return list(classes)
 
 
 def ap_type_from_config(cfg: CfgNode) -> str:

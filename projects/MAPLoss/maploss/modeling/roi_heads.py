@@ -313,6 +313,8 @@ class MAPROIHeads(WindowROIHeads):
         with torch.enable_grad():
             scores = outputs.scores.requires_grad_()
             losses = self.box_predictor.score_losses(outputs, windows, targets)
+            if not losses:  # collected, for later passes to rank
+                return windows, losses
             (gradient,) = torch.autograd.grad(sum(losses.values()), scores)
         inds, hard = self.choose_hard(gradient.abs().sum(dim=1), windows)
         outputs = self.score_windows(features, hard)

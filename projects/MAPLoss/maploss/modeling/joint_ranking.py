@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+One mAP of the minibatches of several passes: windows are scored twice, and ranked once.
+
+Shape letters: R windows of one pass, K classes, G objects.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from ..layers.given_gradient import with_gradients
+
+
+class LossInputs(NamedTuple):
+    """What :func:`maploss.layers.map_loss` takes, in its order; boxes are constants to it."""
+
+    scores: torch.Tensor
+    boxes: torch.Tensor
+    image_ids: torch.Tensor
+    gt_boxes: torch.Tensor
+    gt_classes: torch.Tensor
+    gt_image_ids: torch.Tensor
+    gt_difficult: torch.Tensor
+
+
+class JointRanking:
+    """
+    Between the passes of an update.
+
+    In a first round, without a graph, :meth:`collect` takes the scores of each pass. Then all are
+    ranked together. In a second round :meth:`next_losses` gives each pass, in the same order, the
+    loss of all and the gradient by its own scores.
+    """
+
+    def __init__(self) -> None:
+        self._inputs: list[LossInputs] = []
+        self._num_images = 0
+        self._losses: dict[str, torch.Tensor] = {}
+        self._gradients: list[torch.Tensor] = []
+        self.is_ranked = False
+
+    def collect(self, inputs: LossInputs, num_images: int) -> None:
+        """Takes in a pass of so many images, whose numbers count from 0."""
+        self._inputs.append(
+            inputs._replace(
+                scores=inputs.scores.detach(),
+                boxes=inputs.boxes.detach(),
+                image_ids=inputs.image_ids + self._num_images,
+                gt_image_ids=inputs.gt_image_ids + self._num_images,
+            )
+        )
+        self._num_images += num_images
+
+    def rank(self, loss: Callable[[LossInputs], dict[str, torch.Tensor]]) -> None:
+        """Ends the first round: `loss` of all windows, and its gradient by their scores."""
+        joined = LossInputs(*(torch.cat(column) for column in zip(*self._inputs, strict=True)))
+        with torch.enable_grad():
+            scores = joined.scores.requires_grad_()
+            losses = loss(joined._replace(scores=scores))
+            (gradient,) = torch.autograd.grad(sum(losses.values()), scores)
+        self._losses = {name: value.detach() for name, value in losses.items()}
+        self._gradients = list(gradient.split([len(x.scores) for x in self._inputs]))
+        self.is_ranked = True
+
+    @property
+    def mean_num_windows(self) -> float:
+        """Of a pass."""
+        return sum(len(x.scores) for x in self._inputs) / max(len(self._inputs), 1)
+
+    def next_losses(self, scores: torch.Tensor) -> dict[str, torch.Tensor]:
+        """
+        The losses of all passes, with the gradient by the scores (R, K) of the next one, multiplied
+        by the number of passes: the gradients of the passes are averaged.
+
+        Raises:
+            RuntimeError: the pass has other windows than in the first round.
+        """
+        num_passes = len(self._inputs)
+        gradient = self._gradients[0]
+        if gradient.shape != scores.shape:
+            raise RuntimeError(
+                f"scores: expected those of the first round, {tuple(gradient.shape)}, got "
+                f"{tuple(scores.shape)}"
+            )
+        del self._gradients[0]
+        losses = dict(self._losses)
+        losses["loss_map"] = with_gradients(losses["loss_map"], (scores,), (gradient * num_passes,))
+        return losses

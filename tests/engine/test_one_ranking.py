@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One update of all images: by one process at once, in several passes, by several processes."""
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from maploss.engine import build_optimizer, load_config
+from maploss.engine.accumulating_trainer import AccumulatingTrainer
+from torch.nn.parallel import DistributedDataParallel
+
+from ..conftest import REPOSITORY
+from ..distributed import run_ranks
+
+SIZE = (64, 96)
+TINY = [
+    "MODEL.DEVICE",
+    "cpu",
+    "MODEL.SMALL_CONVNET.CHANNELS",
+    "[4, 4, 4, 4]",
+    "MODEL.SMALL_CONVNET.NORM",
+    "",
+    "MODEL.ROI_BOX_HEAD.FC_DIM",
+    "8",
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION",
+    "2",
+    "MODEL.MAP_LOSS.AP_TYPE",
+    "area",
+    # All windows, so that nothing is drawn.
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",
+    "0",
+    "MODEL.MAP_LOSS.SCORE_REG_WEIGHT",
+    "1e-5",
+    "SOLVER.OPTIMIZER",
+    "SGD",
+    "SOLVER.BASE_LR",
+    "0.02",
+    "SOLVER.WARMUP_ITERS",
+    "0",
+]
+REGRESSED = [
+    "MODEL.MAP_LOSS.BOX_REG",
+    "regressed",
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT",
+    "1.0",
+]
+METHODS = {
+    "pairs": [],
+    "regressed boxes": REGRESSED,
+    "steps": ["MODEL.MAP_LOSS.ESTIMATOR", "mee", "MODEL.MAP_LOSS.TRANSITIVITY", "exact"],
+    "memory": ["MODEL.MAP_LOSS.MEMORY", "2"],
+}
+
+
+def images(seed: int, num: int = 4) -> list[dict]:
+    """Image i has 10 + 5 i windows, many near its objects."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = []
+    for i in range(num):
+        count = 10 + 5 * i
+        corner = torch.rand(count, 2, generator=generator) * torch.tensor([60.0, 30.0])
+        boxes = torch.cat([corner, corner + 10 + 20 * torch.rand(count, 2, generator=generator)], 1)
+        proposals, instances = Instances(SIZE), Instances(SIZE)
+        proposals.proposal_boxes = Boxes(boxes)
+        instances.gt_boxes = Boxes(boxes[:3] + 2 * torch.randn(3, 4, generator=generator))
+        instances.gt_classes = torch.randint(0, 3, (3,), generator=generator)
+        image = torch.randint(0, 256, (3, *SIZE), dtype=torch.uint8, generator=generator)
+        inputs.append({"image": image, "proposals": proposals, "instances": instances})
+    return inputs
+
+
+def train(overrides: list[str], sizes: list[int], num_updates: int = 2) -> tuple[dict, dict]:
+    """
+    Parameters and mean losses after updates of 4 images each, `sizes` of them in each pass; each
+    process has its share of a pass.
+    """
+    file = REPOSITORY / "configs/Shapes-Detection/map.yaml"
+    cfg = load_config(str(file), [*TINY, *overrides])
+    torch.manual_seed(0)
+    model = build_model(cfg).train()
+    with torch.no_grad():
+        model.roi_heads.box_predictor.cls_score.weight.mul_(30)  # different scores
+    batches, rank = [], comm.get_rank()
+    for update in range(num_updates):
+        rest = images(update)
+        for size in sizes:
+            own = size // comm.get_world_size()
+            batches.append(rest[rank * own : (rank + 1) * own])
+            rest = rest[size:]
+    parallel = model
+    if comm.get_world_size() > 1:
+        parallel = DistributedDataParallel(model, broadcast_buffers=False)
+    optimizer = build_optimizer(cfg, model)
+    trainer = AccumulatingTrainer(parallel, batches, optimizer, num_passes=len(sizes))
+    with EventStorage() as storage:
+        for trainer.iter in range(num_updates):
+            trainer.run_step()
+            storage.step()
+    logged = {k: v.latest() for k, v in storage.histories().items() if k.startswith("loss")}
+    return model.state_dict(), logged
+
+
+def assert_same(result: tuple[dict, dict], expected: tuple[dict, dict]) -> None:
+    for key, value in expected[0].items():
+        torch.testing.assert_close(result[0][key], value, atol=1e-5, rtol=1e-5, msg=key)
+    assert result[1] == pytest.approx(expected[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_passes_make_the_update_of_one_minibatch(method):
+    expected = train(METHODS[method], [4])
+    start = train(METHODS[method], [4], num_updates=0)[0]
+    key = "roi_heads.box_predictor.cls_score.weight"
+    assert (expected[0][key] - start[key]).abs().max() > 1e-3
+    for sizes in ([1, 1, 1, 1], [3, 1]):
+        assert_same(train(METHODS[method], sizes), expected)
+
+
+def train_all(num_passes: int) -> list:
+    return [train(overrides, [4 // num_passes] * num_passes) for overrides in METHODS.values()]
+
+
+@pytest.mark.parametrize(("world_size", "num_passes"), [(2, 1), (4, 1), (2, 2)])
+def test_processes_make_the_update_of_one_process(world_size, num_passes):
+    ranks = run_ranks(train_all, world_size, num_passes)
+    for i, overrides in enumerate(METHODS.values()):
+        expected = train(overrides, [4])
+        assert_same(ranks[0][i], expected)
+        for key, value in ranks[0][i][0].items():
+            assert torch.equal(ranks[-1][i][0][key], value), key
+
+
+def test_both_rounds_draw_the_same_windows_and_dropout():
+    # Other windows in the second round would be another number of scores, or other scores.
+    few = ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "4", "MODEL.ROI_HEADS.POSITIVE_FRACTION", ".5"]
+    first, second = (train(few, [2, 2]) for _ in range(2))
+    assert_same(first, second)
+
+
+def test_hard_windows_are_chosen_pass_by_pass_from_one_ranking():
+    hard = ["MODEL.MAP_LOSS.WINDOWS", "hard", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "100"]
+    passes, expected = (train(hard, sizes, num_updates=1) for sizes in ([2, 2], [4]))
+    assert passes[1] == pytest.approx(expected[1], abs=1e-6)
+    assert passes[1] != train(hard, [2], num_updates=1)[1]
