@@ -2,46 +2,74 @@
 """Detectron2's trainer, with failures that say where training was and what there is to go on."""
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Iterator
 
-import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer
+from detectron2.engine import DefaultTrainer, hooks
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 
-from ..data.images import ImageError
+from ..data.mapper import MAPDatasetMapper
+from ..data.seeding import seed_generators
+from ..data.train_loader import TrainLoader
 from .accumulating_trainer import AccumulatingTrainer
 from .box_targets import set_box_targets
 from .checkpoints import loading
+from .failures import NamedWriter, one_line_reason
 from .loss_points import keeping_loss_points
+from .progress_writer import ProgressWriter
+
+logger = logging.getLogger(__name__)
+
+# Of the random numbers of an iteration, apart from those of other uses of the same seed.
+_ITERATION = 2
 
 
 class CheckedTrainer(DefaultTrainer):
     """
-    DefaultTrainer whose failures name iteration and files.
+    DefaultTrainer that goes on exactly where it was killed, and whose failures name iteration and
+    files.
+
+    The random numbers and images of an iteration are functions of seed, iteration and rank; the
+    seed is SEED, or a random one that the checkpoint keeps. So what `--resume` makes of a
+    checkpoint is what a training without a stop would have made.
 
     A loss or score that is not finite, in training or in the evaluations meanwhile, names the
-    iteration and the last checkpoint of this run; a checkpoint that cannot be loaded is named; an
-    image that cannot be read ends the process with one line.
+    iteration and the last checkpoint of this run; a checkpoint that cannot be loaded is named. An
+    image that cannot be read, a worker or another rank that died, and files that cannot be written
+    end the process with one line that does so too.
     """
 
     def __init__(self, cfg: CfgNode):
         super().__init__(cfg)
+        self._seed = self._trainer.data_loader.seed
         if cfg.SOLVER.ACCUMULATE_STEPS != 1:
-            # Detectron2 0.5 begins to read data here, which draws a number once more; without this
-            # other windows would be sampled than without accumulation.
-            with torch.random.fork_rng(devices=[]):
-                self._trainer = AccumulatingTrainer(
-                    self._trainer.model,
-                    self._trainer.data_loader,
-                    self._trainer.optimizer,
-                    num_passes=cfg.SOLVER.ACCUMULATE_STEPS,
-                    is_amp=cfg.SOLVER.AMP.ENABLED,
-                )
+            self._trainer = AccumulatingTrainer(
+                self._trainer.model,
+                self._trainer.data_loader,
+                self._trainer.optimizer,
+                num_passes=cfg.SOLVER.ACCUMULATE_STEPS,
+                is_amp=cfg.SOLVER.AMP.ENABLED,
+            )
         # Before a checkpoint is loaded, whose box regression may have been trained for others.
         set_box_targets(getattr(self.model, "module", self.model), cfg)
         self._older_tag: int | None = None
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
+        return TrainLoader(cfg, MAPDatasetMapper(cfg, is_train=True))
+
+    def build_writers(self) -> list[EventWriter]:
+        folder = self.cfg.OUTPUT_DIR
+        metrics = os.path.join(folder, "metrics.json")
+        return [
+            ProgressWriter(self.max_iter),
+            NamedWriter(JSONWriter(metrics), metrics),
+            NamedWriter(TensorboardXWriter(folder), folder),
+        ]
 
     def resume_or_load(self, resume: bool = True) -> None:
         with (
@@ -52,35 +80,89 @@ class CheckedTrainer(DefaultTrainer):
         # The checkpoints of an older run are no place to go on from, unless this one did.
         self._older_tag = None if resume else self._tag_time()
 
+    def state_dict(self) -> dict:
+        # Detectron2 0.5 saves no optimizer.
+        return {
+            **super().state_dict(),
+            "_trainer": self._trainer.state_dict(),
+            "seed": self._seed,
+        }
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
+        seed = state_dict.get("seed", self._seed)  # not in checkpoints of older versions
+        if self.cfg.SEED >= 0 and seed != self.cfg.SEED:
+            logger.warning(f"SEED is {self.cfg.SEED}: going on with {seed}, that of the checkpoint")
+        self._seed = seed
+
+    def train(self) -> dict | None:
+        loader = self._trainer.data_loader
+        loader.seed = self._seed
+        loader.start = self.start_iter * self.cfg.SOLVER.ACCUMULATE_STEPS
+        for hook in self._hooks:
+            if isinstance(hook, hooks.PreciseBN) and not hook._disabled:
+                # It has a loader of its own, of which it reads a part each time.
+                times = self.start_iter // hook._period if hook._period > 0 else 0
+                hook._data_loader.seed = self._seed
+                hook._data_loader.start = times * hook._num_iter
+        return super().train()
+
     def run_step(self) -> None:
         with self._located():
+            seed_generators(self._seed, _ITERATION, self.iter, comm.get_rank())
             super().run_step()
+            if self.cfg.DATALOADER.UNREADABLE_IMAGES == "skip":
+                counts = comm.gather(self._trainer.data_loader.num_skipped)
+                self.storage.put_scalar("data/skipped_images", sum(counts), smoothing_hint=False)
 
     def after_step(self) -> None:
-        with self._located():
+        with self._located(is_writing=True):
             super().after_step()
 
     def after_train(self) -> None:
-        with self._located():
+        if self.iter < self.max_iter:
+            # An iteration failed. Nothing is evaluated after that, even if it was the last one:
+            # this rank would wait for others, which wait for it.
+            self._hooks = [x for x in self._hooks if isinstance(x, hooks.PeriodicWriter)]
+        with self._located(is_writing=True):
             super().after_train()
 
     @contextlib.contextmanager
-    def _located(self) -> Iterator[None]:
+    def _located(self, *, is_writing: bool = False) -> Iterator[None]:
         try:
             yield
-        except ImageError as error:
-            # Known only now, and nothing that a traceback explains; Detectron2 would log one.
-            sys.exit(f"error: {error.reason()}")
         except FloatingPointError as error:
-            # After the last iteration `iter` is one further.
-            iteration = min(self.iter, self.max_iter - 1)
-            is_own = self._tag_time() != self._older_tag
-            last = (is_own and self.checkpointer.get_checkpoint_file()) or "none"
+            last = self._last_checkpoint()
             if last != "none":
                 last += "; if written just before, it may hold the parameters that failed"
             raise FloatingPointError(
-                f"training stopped in iteration {iteration}: {error} (last checkpoint: {last})"
+                f"training stopped in iteration {self._iteration()}: {error} "
+                f"(last checkpoint: {last})"
             ) from error
+        except (OSError, RuntimeError) as error:
+            reason = one_line_reason(
+                error,
+                is_writing=is_writing,
+                output_dir=self.cfg.OUTPUT_DIR,
+                num_ranks=comm.get_world_size(),
+            )
+            if reason is None:
+                raise
+            # Detectron2 would log a traceback of anything else.
+            sys.exit(
+                f"error: training stopped in iteration {self._iteration()}: {reason} "
+                f"(last checkpoint: {self._last_checkpoint()})"
+            )
+
+    def _iteration(self) -> int:
+        # After the last iteration `iter` is one further.
+        return min(self.iter, self.max_iter - 1)
+
+    def _last_checkpoint(self) -> str:
+        """The last one of this run, or "none"."""
+        is_own = self._tag_time() != self._older_tag
+        return (is_own and self.checkpointer.get_checkpoint_file()) or "none"
 
     def _tag_time(self) -> int | None:
         """When the file that names the last checkpoint was written; None if there is none."""
