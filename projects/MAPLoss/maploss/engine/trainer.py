@@ -15,6 +15,7 @@ from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from ..data.mapper import MAPDatasetMapper
 from ..data.seeding import seed_generators
 from ..data.train_loader import TrainLoader
+from ..layers import DetectionMemory
 from .accumulating_trainer import AccumulatingTrainer
 from .box_targets import set_box_targets
 from .checkpoints import loading
@@ -46,7 +47,8 @@ class CheckedTrainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode):
         super().__init__(cfg)
         self._seed = self._trainer.data_loader.seed
-        if cfg.SOLVER.ACCUMULATE_STEPS != 1:
+        # Detectron2's own trainer of mixed precision needs CUDA.
+        if cfg.SOLVER.ACCUMULATE_STEPS != 1 or cfg.SOLVER.AMP.ENABLED:
             self._trainer = AccumulatingTrainer(
                 self._trainer.model,
                 self._trainer.data_loader,
@@ -81,20 +83,30 @@ class CheckedTrainer(DefaultTrainer):
         self._older_tag = None if resume else self._tag_time()
 
     def state_dict(self) -> dict:
+        memory = self._detection_memory()
         # Detectron2 0.5 saves no optimizer.
         return {
             **super().state_dict(),
             "_trainer": self._trainer.state_dict(),
             "seed": self._seed,
+            **({} if memory is None else {"detection_memory": memory.state_dict()}),
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
+        memory = self._detection_memory()
+        if memory is not None and "detection_memory" in state_dict:
+            memory.load_state_dict(state_dict["detection_memory"])
         seed = state_dict.get("seed", self._seed)  # not in checkpoints of older versions
         if self.cfg.SEED >= 0 and seed != self.cfg.SEED:
             logger.warning(f"SEED is {self.cfg.SEED}: going on with {seed}, that of the checkpoint")
         self._seed = seed
+
+    def _detection_memory(self) -> DetectionMemory | None:
+        heads = getattr(getattr(self.model, "module", self.model), "roi_heads", None)
+        loss = getattr(getattr(heads, "box_predictor", None), "map_loss", None)
+        return None if loss is None else loss.memory
 
     def train(self) -> dict | None:
         loader = self._trainer.data_loader
