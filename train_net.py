@@ -76,7 +76,13 @@ def main(args):
         trainer.train()
         return getattr(trainer, "_last_eval_results", None)
     model = Trainer.build_model(cfg)
-    load_for_evaluation(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=args.resume)
+    load_for_evaluation(
+        model,
+        cfg.MODEL.WEIGHTS,
+        cfg.OUTPUT_DIR,
+        resume=args.resume,
+        allow_pickle=cfg.ALLOW_PICKLE,
+    )
     try:
         results = Trainer.test(cfg, model)
     except ImageError as error:

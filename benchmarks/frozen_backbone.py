@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.modeling import build_model
@@ -28,6 +27,7 @@ from detectron2.utils.logger import setup_logger
 from maploss import engine
 from maploss.data.mapper import MAPDatasetMapper
 from maploss.engine.checkpoints import loading
+from maploss.engine.safe_checkpointer import SafeCheckpointer
 from maploss.evaluation import APEvaluator
 from tabulate import tabulate
 from torch import nn
@@ -111,7 +111,7 @@ def train_heads(
                 writer.write()
             storage.step()
     writer.close()
-    DetectionCheckpointer(model, str(folder)).save("model_final")
+    SafeCheckpointer(model, str(folder)).save("model_final")
     return {**watched, **{name: results[name] for name in ("AP50", "AP50-voc07")}}
 
 
@@ -142,7 +142,7 @@ def build(cfg: CfgNode, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     model = build_model(cfg)
     engine.set_box_targets(model, cfg)
-    checkpointer = DetectionCheckpointer(model)
+    checkpointer = SafeCheckpointer(model, allow_pickle=cfg.ALLOW_PICKLE)
     with loading(checkpointer, cfg.MODEL.WEIGHTS, resume=False):
         checkpointer.load(cfg.MODEL.WEIGHTS)
     if any(p.requires_grad for p in model.backbone.parameters()):

@@ -242,3 +242,20 @@ def test_resuming_from_a_checkpoint_that_is_gone_names_it(run, tmp_path):
     (tmp_path / "output/last_checkpoint").write_text("gone.pth")
     with pytest.raises(FileNotFoundError, match=r"gone\.pth; delete .*last_checkpoint"):
         run("map", "--resume")
+
+
+def test_resuming_goes_on_before_a_damaged_checkpoint_and_evaluating_names_it(run, tmp_path):
+    opts = ["SOLVER.MAX_ITER", "5", "TEST.EVAL_PERIOD", "0"]
+    run("softmax", opts=opts)
+    output = tmp_path / "output"
+    whole = torch.load(output / "model_final.pth")
+    for name in ("model_final.pth", "model_0000003.pth"):
+        path = output / name
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"Cannot load checkpoint .*model_final\.pth"):
+        run("softmax", "--eval-only")
+    run("softmax", "--resume", opts=opts)
+    assert "going on from the one before it" in (output / "log.txt").read_text()
+    again = torch.load(output / "model_final.pth")
+    assert again["iteration"] == whole["iteration"] == 4
+    assert torch.load(output / "model_0000003.pth")["iteration"] == 3

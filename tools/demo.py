@@ -54,7 +54,13 @@ def main() -> None:
         weights = _beside(cfg.MODEL.WEIGHTS, args.config_file)
         cfg.MODEL.WEIGHTS = ""  # DefaultPredictor would leave random what does not fit
         predictor = DefaultPredictor(cfg)
-        load_for_evaluation(predictor.model, weights, cfg.OUTPUT_DIR, resume=False)
+        load_for_evaluation(
+            predictor.model,
+            weights,
+            cfg.OUTPUT_DIR,
+            resume=False,
+            allow_pickle=cfg.ALLOW_PICKLE,
+        )
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     names = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)

@@ -3,7 +3,7 @@ import logging
 
 import pytest
 import torch
-from maploss.engine import prepare_config
+from maploss.engine import load_config, prepare_config
 
 
 @pytest.fixture
@@ -88,3 +88,14 @@ def test_frozen_layers_without_weights_are_an_error_in_training_only(cfg):
     prepare_config(cfg, eval_only=True)
     with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS.*FREEZE_AT = 2"):
         prepare_config(cfg, eval_only=False)
+
+
+@pytest.mark.parametrize("key", ["OUTPUT_DIR", "_BASE_"])
+def test_a_config_runs_no_code(tmp_path, key):
+    bad = f"OUTPUT_DIR: !!python/object/apply:builtins.open ['{tmp_path / 'ran'}', 'w']\n"
+    (tmp_path / "bad.yaml").write_text(bad)
+    (tmp_path / "leaf.yaml").write_text("_BASE_: bad.yaml\n")
+    name = "bad.yaml" if key == "OUTPUT_DIR" else "leaf.yaml"
+    with pytest.raises(ValueError, match=rf"python/object/apply.*{name}"):
+        load_config(str(tmp_path / name), [])
+    assert not (tmp_path / "ran").exists()

@@ -43,6 +43,7 @@ def export_model(cfg: CfgNode, model: nn.Module, folder: Path, name: str = "mode
     if cfg.MODEL.ROI_HEADS.NAME == "MAPROIHeads":
         cfg.MODEL.MAP_LOSS.AP_TYPE = ap_type_from_config(cfg)
     cfg.DATASETS.DECLARED = []
+    cfg.ALLOW_PICKLE = False
     if cfg.MODEL.LOAD_PROPOSALS:
         cfg.MODEL.LOAD_PROPOSALS = False
         cfg.TEST.PYRAMID_SIZES = []  # needs the mapper and its precomputed windows

@@ -49,7 +49,8 @@ def new_file(path: str) -> Iterator[str]:
     """
     Writes the file `path` in one step: yields a temporary path to write, renamed at the end.
 
-    Nothing is left where the body raises.
+    It is on the disk before it has its name, so that a machine that stops leaves no half of it
+    either. Nothing is left where the body raises, and a file that was there stays.
     """
     parent, name = os.path.split(os.path.abspath(path))
     os.makedirs(parent, exist_ok=True)
@@ -58,13 +59,25 @@ def new_file(path: str) -> Iterator[str]:
     try:
         temporary = os.path.join(folder, f"file{extension}")
         yield temporary
+        _flush(temporary)
         os.replace(temporary, path)
+        _flush(parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_leftovers(path: str) -> None:
-    """Removes what processes that were killed have left of :func:`new_file`; none may be at it."""
+    """
+    Removes what processes that were killed have left of :func:`new_file`; none may be at it.
+
+    Args:
+        path: of the file, or a folder, for all files in it.
+    """
+    if os.path.isdir(path):
+        for name in os.listdir(path):
+            if name.startswith(".") and ".tmp-" in name:
+                shutil.rmtree(os.path.join(path, name), ignore_errors=True)
+        return
     parent, name = os.path.split(os.path.abspath(path))
     _remove(parent, f".{os.path.splitext(name)[0]}.tmp-")
 
@@ -73,3 +86,12 @@ def _remove(parent: str, prefix: str) -> None:
     for leftover in os.listdir(parent):
         if leftover.startswith(prefix):
             shutil.rmtree(os.path.join(parent, leftover), ignore_errors=True)
+
+
+def _flush(path: str) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

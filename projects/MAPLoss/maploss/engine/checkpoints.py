@@ -6,10 +6,11 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
+
+from .safe_checkpointer import CheckpointError, SafeCheckpointer
 
 
 @contextlib.contextmanager
@@ -43,6 +44,8 @@ def loading(
     checkpointer._load_model = lambda x: _check(load_model(x), checkpointer.model, complete)
     try:
         yield
+    except CheckpointError as error:
+        raise ValueError(f"{error}{remedy}") from error
     except Exception as error:  # what is no checkpoint can raise almost anything
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"Cannot load checkpoint {path}: {reason}{remedy}") from error
@@ -50,16 +53,26 @@ def loading(
         del checkpointer._load_model
 
 
-def load_for_evaluation(model: nn.Module, weights: str, output_dir: str, *, resume: bool) -> None:
+def load_for_evaluation(
+    model: nn.Module,
+    weights: str,
+    output_dir: str,
+    *,
+    resume: bool,
+    allow_pickle: bool = False,
+) -> None:
     """
     Loads `weights`, or with `resume` or without weights the last checkpoint in `output_dir`.
+
+    Args:
+        allow_pickle: `weights` may be a .pkl.
 
     Raises:
         FileNotFoundError: no such file, or there is neither of the two.
         ValueError: the file cannot be loaded or does not have all of the model's parameters in the
             model's shapes.
     """
-    checkpointer = DetectionCheckpointer(model, save_dir=output_dir)
+    checkpointer = SafeCheckpointer(model, output_dir, allow_pickle=allow_pickle)
     if not (weights or checkpointer.has_checkpoint()):
         raise FileNotFoundError(
             f"--eval-only: expected MODEL.WEIGHTS or a checkpoint in {output_dir}, got neither"

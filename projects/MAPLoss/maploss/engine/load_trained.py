@@ -4,13 +4,13 @@
 import os
 from collections.abc import Sequence
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
 from ..data.declared import register_declared_datasets
 from .checkpoints import load_for_evaluation
+from .safe_checkpointer import SafeCheckpointer
 from .setup import load_config
 
 
@@ -29,8 +29,10 @@ def load_trained(config_file: str, overrides: Sequence[str]) -> tuple[CfgNode, n
     given = cfg.clone()
     given.MODEL.DEVICE = "cpu"
     model = build_model(given)
-    checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR)
+    checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR)
     if "MODEL.WEIGHTS" not in overrides and checkpointer.has_checkpoint():
         cfg.MODEL.WEIGHTS = os.path.abspath(checkpointer.get_checkpoint_file())
-    load_for_evaluation(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=False)
+    load_for_evaluation(
+        model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=False, allow_pickle=cfg.ALLOW_PICKLE
+    )
     return cfg, model

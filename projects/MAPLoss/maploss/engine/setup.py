@@ -32,7 +32,7 @@ def load_config(config_file: str, overrides: Sequence[str]) -> CfgNode:
     given = config_file
     try:
         if config_file:
-            cfg.merge_from_file(config_file)
+            cfg.merge_from_file(config_file, allow_unsafe=False)  # no Python objects in a yaml
         given = " ".join(map(str, overrides))
         cfg.merge_from_list(list(overrides))
     except OSError:

@@ -22,6 +22,7 @@ from .checkpoints import loading
 from .failures import NamedWriter, one_line_reason
 from .loss_points import keeping_loss_points
 from .progress_writer import ProgressWriter
+from .safe_checkpointer import SafeCheckpointer
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,19 @@ class CheckedTrainer(DefaultTrainer):
             NamedWriter(TensorboardXWriter(folder), folder),
         ]
 
+    def build_hooks(self) -> list:
+        # Made by Detectron2 just before, and about to be given to the hook that saves.
+        made = self.checkpointer
+        self.checkpointer = SafeCheckpointer(
+            made.model,
+            made.save_dir,
+            allow_pickle=self.cfg.ALLOW_PICKLE,
+            **made.checkpointables,
+        )
+        return super().build_hooks()
+
     def resume_or_load(self, resume: bool = True) -> None:
+        resume = resume and self.checkpointer.choose_last()
         with (
             loading(self.checkpointer, self.cfg.MODEL.WEIGHTS, resume=resume),
             keeping_loss_points(self.model),
