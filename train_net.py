@@ -14,16 +14,15 @@ import sys
 
 import maploss  # noqa: F401 (registers the models and the data sets)
 import torch
-from detectron2.data import build_detection_test_loader
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from maploss.data.images import ImageError
-from maploss.data.mapper import MAPDatasetMapper
 from maploss.engine import (
     CheckedTrainer,
     build_optimizer,
+    build_test_loader,
     load_config,
     load_for_evaluation,
     prepare_config,
@@ -42,11 +41,7 @@ class Trainer(CheckedTrainer):
         return model
 
     build_optimizer = staticmethod(build_optimizer)
-
-    @classmethod
-    def build_test_loader(cls, cfg, dataset_name):
-        mapper = MAPDatasetMapper(cfg, is_train=False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+    build_test_loader = staticmethod(build_test_loader)
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):
@@ -76,13 +71,8 @@ def main(args):
         trainer.train()
         return getattr(trainer, "_last_eval_results", None)
     model = Trainer.build_model(cfg)
-    load_for_evaluation(
-        model,
-        cfg.MODEL.WEIGHTS,
-        cfg.OUTPUT_DIR,
-        resume=args.resume,
-        allow_pickle=cfg.ALLOW_PICKLE,
-    )
+    options = {"resume": args.resume, "allow_pickle": cfg.ALLOW_PICKLE}
+    load_for_evaluation(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, **options)
     try:
         results = Trainer.test(cfg, model)
     except ImageError as error:

@@ -35,24 +35,35 @@ class Minibatch(NamedTuple):
     gt_image_ids: torch.Tensor
 
 
-def make_minibatch(num_images: int, device: torch.device, seed: int = 0) -> Minibatch:
-    """Windows of 500 x 375 images, a tenth of them jittered around the objects."""
+def make_minibatch(
+    num_images: int,
+    device: torch.device,
+    seed: int = 0,
+    *,
+    num_windows: int = NUM_WINDOWS,
+    num_classes: int = NUM_CLASSES,
+) -> Minibatch:
+    """
+    Windows of 500 x 375 images, a tenth of them jittered around the objects, which are of the first
+    two fifths of the classes.
+    """
+    num_present = max(1, round(num_classes * NUM_PRESENT / NUM_CLASSES))
     generator = torch.Generator().manual_seed(seed)
     frame = torch.tensor([500.0, 375.0])
     parts: list[list[torch.Tensor]] = [[], [], [], [], [], []]
     frequencies = torch.randn(4, 64, generator=generator) * 3
     phases = torch.rand(64, generator=generator) * 6.28
-    readout = torch.randn(64, NUM_CLASSES, generator=generator) / 8
+    readout = torch.randn(64, num_classes, generator=generator) / 8
     for image in range(num_images):
         num_objects = int(torch.randint(1, 5, (), generator=generator))
         center = torch.rand(num_objects, 2, generator=generator) * frame
         size = (3.9 + torch.rand(num_objects, 2, generator=generator) * 1.9).exp()
         objects = torch.cat([center - size / 2, center + size / 2], 1)
-        classes = torch.randint(0, NUM_PRESENT, (num_objects,), generator=generator)
-        center = torch.rand(NUM_WINDOWS, 2, generator=generator) * frame
-        size = (2.7 + torch.rand(NUM_WINDOWS, 2, generator=generator) * 3.0).exp()
+        classes = torch.randint(0, num_present, (num_objects,), generator=generator)
+        center = torch.rand(num_windows, 2, generator=generator) * frame
+        size = (2.7 + torch.rand(num_windows, 2, generator=generator) * 3.0).exp()
         boxes = torch.cat([center - size / 2, center + size / 2], 1)
-        near = objects[torch.randint(0, num_objects, (NUM_WINDOWS // 10,), generator=generator)]
+        near = objects[torch.randint(0, num_objects, (num_windows // 10,), generator=generator)]
         extent = (near[:, 2:] - near[:, :2]).repeat(1, 2)
         boxes[: len(near)] = near + torch.randn(near.shape, generator=generator) * extent * 0.12
         boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2] + 8)
@@ -65,7 +76,7 @@ def make_minibatch(num_images: int, device: torch.device, seed: int = 0) -> Mini
             (
                 scores,
                 boxes,
-                torch.full((NUM_WINDOWS,), image),
+                torch.full((num_windows,), image),
                 objects,
                 classes,
                 torch.full((num_objects,), image),

@@ -16,12 +16,11 @@ from pathlib import Path
 import maploss  # noqa: F401 (registers the models and the data sets)
 import torch
 from detectron2.config import get_cfg
-from detectron2.data import get_detection_dataset_dicts
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from maploss.config import add_maploss_config
 from maploss.data.mapper import MAPDatasetMapper
-from maploss.engine import build_optimizer, prepare_config
+from maploss.engine import build_optimizer, prepare_config, training_records
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "Shapes-Detection"
 METHODS = [
@@ -50,9 +49,7 @@ def main() -> None:
         torch.manual_seed(0)
         model = build_model(cfg).train()
         runs.append((name, model, build_optimizer(cfg, model), []))
-    dicts = get_detection_dataset_dicts(
-        cfg.DATASETS.TRAIN, proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN
-    )
+    dicts = training_records(cfg)
     mapper = MAPDatasetMapper(cfg, is_train=True)
     batch = [mapper(record) for record in dicts[: cfg.SOLVER.IMS_PER_BATCH]]
     with EventStorage():

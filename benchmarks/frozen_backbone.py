@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import get_detection_dataset_dicts
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 from detectron2.structures import ImageList
@@ -26,6 +25,7 @@ from detectron2.utils.events import EventStorage, JSONWriter
 from detectron2.utils.logger import setup_logger
 from maploss import engine
 from maploss.data.mapper import MAPDatasetMapper
+from maploss.data.records import load_records
 from maploss.engine.checkpoints import loading
 from maploss.engine.safe_checkpointer import SafeCheckpointer
 from maploss.evaluation import APEvaluator
@@ -43,7 +43,7 @@ class CachedImages:
         self, cfg: CfgNode, model: nn.Module, name: str, is_train: bool, limit: int | None = None
     ) -> None:
         files = cfg.DATASETS.PROPOSAL_FILES_TRAIN if is_train else cfg.DATASETS.PROPOSAL_FILES_TEST
-        dicts = get_detection_dataset_dicts([name], filter_empty=is_train, proposal_files=files)
+        dicts = load_records([name], files, filter_empty=is_train)
         mapper = MAPDatasetMapper(cfg, is_train=is_train)
         self.inputs, self.features = [], []
         for index, record in enumerate(dicts[:limit]):

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures that several folders share: a small config, and a small data set on disk."""
 
-import pickle
 import runpy
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
 from maploss.config import add_maploss_config
+from maploss.data.proposals import write_proposals
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Tensors are tiny here: two threads gain nothing, and wait for each other where a core is busy,
@@ -91,15 +91,8 @@ def tiny_dataset(tmp_path):
             }
         )
         boxes.append(windows.astype(np.float32))
-    proposal_file = str(tmp_path / "proposals.pkl")
-    with open(proposal_file, "wb") as f:
-        proposals = {
-            "ids": [record["image_id"] for record in records],
-            "boxes": boxes,
-            "objectness_logits": [-np.arange(20, dtype=np.float32) for _ in records],
-            "bbox_mode": BoxMode.XYXY_ABS,
-        }
-        pickle.dump(proposals, f)
+    proposal_file = str(tmp_path / "proposals.npz")
+    write_proposals(proposal_file, [record["image_id"] for record in records], boxes)
     name = f"tiny_{tmp_path.name}"
     DatasetCatalog.register(name, lambda: [dict(record) for record in records])
     MetadataCatalog.get(name).set(thing_classes=list("abcd"), ap_type="area")

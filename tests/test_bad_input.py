@@ -38,7 +38,7 @@ def data(tmp_path):
     (tmp_path / "JPEGImages/coco.json").write_text(json.dumps(COCO))
     for image_id in ("a", 1):
         windows = [[[8, 8, 40, 40], [0, 0, 20, 20], [30, 5, 60, 40]]]
-        write_proposals(str(tmp_path / f"windows_{image_id}.pkl"), [image_id], windows)
+        write_proposals(str(tmp_path / f"windows_{image_id}.npz"), [image_id], windows)
     yield tmp_path
     for catalog in (DatasetCatalog, MetadataCatalog):
         if "bad" in catalog:
@@ -48,7 +48,7 @@ def data(tmp_path):
 def train(data, style="voc", **changes):
     entry = {"NAME": "bad", "FORMAT": style, "ROOT": str(data), "SPLIT": "train"}
     entry |= {"CLASSES": ["cell"]} if style == "voc" else {"SPLIT": "JPEGImages/coco.json"}
-    windows = f"('{data}/windows_{'a' if style == 'voc' else 1}.pkl',)"
+    windows = f"('{data}/windows_{'a' if style == 'voc' else 1}.npz',)"
     settings = {
         "DATASETS.DECLARED": str([entry]),
         "DATASETS.TRAIN": "('bad',)",
@@ -103,8 +103,8 @@ def without(key, field):
         ("voc", overwrite("ImageSets/Main/train.txt", "b\n"), r"/b\.xml"),
         (
             "voc",
-            lambda data: write_proposals(str(data / "windows_a.pkl"), ["b"], [[[0, 0, 9, 9]]]),
-            r"/windows_a\.pkl: no proposals for image 'a'",
+            lambda data: write_proposals(str(data / "windows_a.npz"), ["b"], [[[0, 0, 9, 9]]]),
+            r"/windows_a\.npz: no proposals for image 'a'",
         ),
         ("coco", spoiled("{"), r"/coco\.json: no readable json"),
         ("coco", spoiled("{}"), r"/coco\.json: .*'categories'"),
@@ -122,8 +122,8 @@ def without(key, field):
         ("voc", overwrite("Annotations/a.xml", WITHOUT_OBJECT), "an object to train on"),
         (
             "voc",
-            lambda data: write_proposals(str(data / "windows_a.pkl"), ["a"], [[[0, 0, np.nan, 9]]]),
-            r"/windows_a\.pkl: image 'a': expected finite boxes",
+            lambda data: write_proposals(str(data / "windows_a.npz"), ["a"], [[[0, 0, np.nan, 9]]]),
+            r"/windows_a\.npz: image 'a': expected finite boxes",
         ),
     ],
 )

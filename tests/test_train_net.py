@@ -219,10 +219,10 @@ def test_the_checkpoint_of_an_older_run_is_named_only_when_resuming(run, spoil_e
 
 
 def test_proposals_of_another_data_set_stop_a_run_with_one_line(run, tmp_path):
-    write_proposals(str(tmp_path / "other.pkl"), ["elsewhere"], [[[0, 0, 5, 5]]])
+    write_proposals(str(tmp_path / "other.npz"), ["elsewhere"], [[[0, 0, 5, 5]]])
     with pytest.raises(SystemExit) as stop:
-        run("map", opts=["DATASETS.PROPOSAL_FILES_TRAIN", f"('{tmp_path / 'other.pkl'}',)"])
-    assert re.fullmatch(r"error: .*other\.pkl: no proposals for image '0' .*", str(stop.value))
+        run("map", opts=["DATASETS.PROPOSAL_FILES_TRAIN", f"('{tmp_path / 'other.npz'}',)"])
+    assert re.fullmatch(r"error: .*other\.npz: no proposals for image '0' .*", str(stop.value))
 
 
 def test_evaluating_without_weights_is_an_error(run, tmp_path):

@@ -17,11 +17,16 @@ import sys
 from pathlib import Path
 
 import maploss  # noqa: F401 (registers the models and the data sets)
-from detectron2.data import get_detection_dataset_dicts
 from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
 from maploss.data.mapper import MAPDatasetMapper
-from maploss.engine import load_config, load_for_evaluation, prepare_config, show_as_at_test
+from maploss.engine import (
+    load_config,
+    load_for_evaluation,
+    prepare_config,
+    show_as_at_test,
+    training_records,
+)
 from maploss.engine.average_loss import average_loss, find_checkpoints
 from maploss.visualization import draw_metric_curves, group_runs
 from tqdm import tqdm
@@ -43,9 +48,7 @@ def measure(folder: Path, max_images: int, overrides: list[str]) -> Path:
     cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = max(cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE, 1)
     show_as_at_test(cfg)
     prepare_config(cfg, eval_only=False)
-    records = get_detection_dataset_dicts(
-        cfg.DATASETS.TRAIN, proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN
-    )
+    records = training_records(cfg)
     records = records[:: math.ceil(len(records) / max_images)]
     mapper, model = MAPDatasetMapper(cfg, is_train=True), build_model(cfg)
     lines = []

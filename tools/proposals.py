@@ -2,15 +2,16 @@
 """
 Makes, imports and checks the windows (object proposals) of a data set.
 
-    python tools/proposals.py make voc_2007_trainval windows.pkl [--method fast] [--max-windows N]
-    python tools/proposals.py import voc_2007_trainval windows.pkl voc_2007_trainval.mat
-    python tools/proposals.py check voc_2007_trainval windows.pkl
+    python tools/proposals.py make voc_2007_trainval windows.npz [--method fast] [--max-windows N]
+    python tools/proposals.py import voc_2007_trainval windows.npz voc_2007_trainval.mat
+    python tools/proposals.py check voc_2007_trainval windows.npz
 
 make: selective search (fast, quality), or dense windows over scale, position and aspect ratio. Uses
-all cores; stopped or killed, the same command goes on. import: a .mat released with Fast R-CNN, or
-an .npz (ids, counts, boxes). check: coverage, windows per image, recall, bad boxes; exit status 1
-where something is wrong. A data set of your own is declared with --config-file CONFIG.yaml or at
-the end: DATASETS.DECLARED "[{...}]", as in the README.
+all cores; stopped or killed, the same command goes on. import: a .mat released with Fast R-CNN, an
+.npz of more images, or, with ALLOW_PICKLE True at the end, a .pkl of Detectron2. check: coverage,
+windows per image, recall, bad boxes; exit status 1 where something is wrong. A data set of your own
+is declared with --config-file CONFIG.yaml or at the end: DATASETS.DECLARED "[{...}]", as in the
+README.
 """
 
 import argparse
@@ -36,13 +37,13 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     for name in ("make", "import", "check"):
         command = commands.add_parser(name)
         command.add_argument("dataset", help="name of a data set, registered or declared")
-        command.add_argument("file", help="the proposal file (.pkl)")
+        command.add_argument("file", help="the proposal file (.npz)")
         if name == "make":
             command.add_argument("--method", choices=METHODS, default="fast")
             text = "the best so many of an image, 0 for all (default: %(default)s)"
             command.add_argument("--max-windows", type=int, default=2000, help=text)
         if name == "import":
-            command.add_argument("archive", help="the .mat or .npz file")
+            command.add_argument("archive", help="the .mat, .npz or .pkl file")
         command.add_argument("--config-file", default="")
     return parser.parse_known_args()
 
@@ -74,8 +75,8 @@ def main() -> int:
     args, overrides = parse()
     setup_logger(name="maploss")
     try:
-        if not args.file.endswith(".pkl"):
-            raise ValueError(f"{args.file}: expected a name that ends in .pkl")
+        if not args.file.endswith(".npz"):
+            raise ValueError(f"{args.file}: expected a name that ends in .npz")
         cfg = load_config(args.config_file, overrides)
         register_declared_datasets(cfg.DATASETS.DECLARED)
         check_registered(args.dataset)
@@ -83,7 +84,8 @@ def main() -> int:
         if args.command == "make":
             make_proposals(records, args.file, args.method, args.max_windows)
         if args.command == "import":
-            import_proposals(args.archive, args.file, [x["image_id"] for x in records])
+            ids = [x["image_id"] for x in records]
+            import_proposals(args.archive, args.file, ids, allow_pickle=cfg.ALLOW_PICKLE)
         report = check_proposals(records, args.file)
     except (OSError, ValueError, KeyError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -17,10 +17,9 @@ from pathlib import Path
 
 import maploss  # noqa: F401 (registers the models and the data sets)
 import torch
-from detectron2.data import get_detection_dataset_dicts
 from detectron2.utils.logger import setup_logger
 from maploss.data.mapper import MAPDatasetMapper
-from maploss.engine import load_trained, prepare_config, show_as_at_test
+from maploss.engine import load_trained, prepare_config, show_as_at_test, training_records
 from maploss.engine.post_hoc_svm import extract_features, train_svms
 
 
@@ -40,9 +39,7 @@ def main() -> None:
             raise ValueError("MODEL.LOAD_PROPOSALS: expected True (windows of a file), got False")
         prepare_config(cfg, eval_only=False)
         model.to(cfg.MODEL.DEVICE)
-        records = get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN, proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN
-        )
+        records = training_records(cfg)
         mapper = MAPDatasetMapper(cfg, is_train=True)
         weight, bias = train_svms(
             lambda: extract_features(model, map(mapper, records)),

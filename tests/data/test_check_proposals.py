@@ -16,7 +16,7 @@ def make_record(image_id, *boxes, **flags):
 
 
 def test_recall_coverage_and_bad_boxes_are_counted(tmp_path):
-    path = str(tmp_path / "p.pkl")
+    path = str(tmp_path / "p.npz")
     windows = [
         [[0, 0, 10, 10], [20, 0, 30, 6], [5, 5, 5, 9], [90, 0, 101, 9], [np.nan, 0, 1, 1]],
         np.zeros((0, 4)),
@@ -39,7 +39,7 @@ def test_recall_coverage_and_bad_boxes_are_counted(tmp_path):
 
 
 def test_crowds_do_not_count_in_recall(tmp_path):
-    path = str(tmp_path / "p.pkl")
+    path = str(tmp_path / "p.npz")
     write_proposals(path, ["a"], [[[0, 0, 10, 10]]])
     record = make_record("a", [0, 0, 10, 10], [50, 50, 90, 70])
     record["annotations"][1]["iscrowd"] = 1
@@ -47,7 +47,7 @@ def test_crowds_do_not_count_in_recall(tmp_path):
 
 
 def test_a_good_file_is_good_and_recall_without_objects_is_unknown(tmp_path):
-    path = str(tmp_path / "p.pkl")
+    path = str(tmp_path / "p.npz")
     write_proposals(path, ["a"], [[[0, 0, 100, 80]]])
     report = check_proposals([make_record("a")], path)
     assert report.is_good
@@ -55,6 +55,6 @@ def test_a_good_file_is_good_and_recall_without_objects_is_unknown(tmp_path):
 
 
 def test_a_file_that_holds_no_proposals_is_named(tmp_path):
-    (tmp_path / "p.pkl").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"p\.pkl"):
-        check_proposals([make_record("a")], str(tmp_path / "p.pkl"))
+    (tmp_path / "p.npz").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"p\.npz"):
+        check_proposals([make_record("a")], str(tmp_path / "p.npz"))

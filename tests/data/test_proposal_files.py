@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
+import pickle
+
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog
 from maploss.data.proposal_files import proposal_files_for
-from maploss.data.proposals import write_proposals
+from maploss.data.proposals import read_proposals, write_proposals
 
 
 def make_records(*image_ids):
@@ -29,23 +31,36 @@ def write_npz(path, ids=("a", "b", "c"), counts=(1, 0, 2)):
     return str(path)
 
 
-def test_given_archive_is_converted_once_and_made_again_when_it_changes(tmp_path, registered):
+def test_a_given_archive_is_used_as_it_is(tmp_path, registered):
     npz = write_npz(tmp_path / "p.npz")
-    first = proposal_files_for([registered], [npz])
-    assert first == proposal_files_for([registered], [npz])
-    assert first[0].endswith(".pkl")
-    write_npz(npz, counts=(1, 1, 1))
-    assert proposal_files_for([registered], [npz]) != first
+    assert proposal_files_for([registered], [npz]) == (npz,)
+
+
+def write_pickle(path, *boxes):
+    content = {"ids": ["a", "b"], "boxes": boxes, "objectness_logits": [np.zeros(1)] * 2}
+    path.write_bytes(pickle.dumps(content))
+    return str(path)
+
+
+def test_a_given_pickle_is_converted_once_and_again_when_it_changes(tmp_path, registered):
+    path = write_pickle(tmp_path / "p.pkl", [[1, 1, 5, 5]], [[2, 2, 5, 5]])
+    with pytest.raises(ValueError, match=r"p\.pkl: .*ALLOW_PICKLE True"):
+        proposal_files_for([registered], [path])
+    first = proposal_files_for([registered], [path], allow_pickle=True)
+    assert first == proposal_files_for([registered], [path], allow_pickle=True)
+    assert read_proposals(first[0])["boxes"][1].tolist() == [[2, 2, 5, 5]]
+    write_pickle(tmp_path / "p.pkl", [[1, 1, 5, 5.5]], [[2, 2, 5, 5]])
+    assert proposal_files_for([registered], [path], allow_pickle=True) != first
 
 
 def test_given_files_are_checked(tmp_path, registered):
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.pkl"):
-        proposal_files_for([registered], ["nowhere.pkl"])
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.npz"):
+        proposal_files_for([registered], ["nowhere.npz"])
     with pytest.raises(ValueError, match="expected one per data set"):
-        proposal_files_for([registered], ["x.pkl", "y.pkl"])
+        proposal_files_for([registered], ["x.npz", "y.npz"])
     with pytest.raises(ValueError, match=f"'{registered}' has no proposals of its own"):
         proposal_files_for([registered], ())
-    path = str(tmp_path / "p.pkl")
+    path = str(tmp_path / "p.npz")
     write_proposals(path, ["a"], [np.zeros((0, 4))])
     with pytest.raises(ValueError, match="no proposals for image 'b'"):
         proposal_files_for([registered], [path])

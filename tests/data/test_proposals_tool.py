@@ -37,15 +37,15 @@ def run(tmp_path, monkeypatch, call_tool):
 
 
 def test_made_windows_cover_all_images_and_find_the_objects(run):
-    status, output, _ = run("make", "cells", "windows.pkl", "--max-windows", "50")
+    status, output, _ = run("make", "cells", "windows.npz", "--max-windows", "50")
     assert status == 0
     assert "images covered: 2 of 2" in output
     assert "recall at IoU 0.7: 100.0% of 2 objects" in output
 
 
 def test_check_tells_by_its_exit_status_what_is_missing(run):
-    assert run("make", "cells", "windows.pkl", "--method", "dense", split="one")[0] == 0
-    status, output, _ = run("check", "cells", "windows.pkl")
+    assert run("make", "cells", "windows.npz", "--method", "dense", split="one")[0] == 0
+    status, output, _ = run("check", "cells", "windows.npz")
     assert status == 1
     assert "images covered: 1 of 2; missing: b first" in output
     assert "of 2 objects" in output
@@ -54,20 +54,21 @@ def test_check_tells_by_its_exit_status_what_is_missing(run):
 def test_imported_windows_are_checked_too(run, tmp_path):
     boxes = np.array([[20, 18, 41, 43], [0, 0, 90, 10], [1, 1, 1, 5]], dtype=np.uint16)
     np.savez(tmp_path / "w.npz", ids=np.array(["a", "b"]), counts=np.array([1, 2]), boxes=boxes)
-    status, output, _ = run("import", "cells", "windows.pkl", "w.npz")
+    status, output, _ = run("import", "cells", "windows.npz", "w.npz")
     assert status == 1
     assert "windows of zero area: 1\nwindows outside their image: 1" in output
-    assert (tmp_path / "windows.pkl").is_file()
+    assert (tmp_path / "windows.npz").is_file()
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("check", "cows", "w.pkl"), "No data set 'cows'"),
-        (("check", "cells", "w.pkl"), "w.pkl"),
-        (("import", "cells", "w.pkl", "none.mat"), "none.mat"),
-        (("make", "cells", "w.pkl", "--max-windows", "-1"), "0 or more, got -1"),
-        (("make", "cells", "w.pkl", "MODEL.NONE", "1"), "Non-existent key"),
+        (("check", "cows", "w.npz"), "No data set 'cows'"),
+        (("check", "cells", "w.npz"), "w.npz"),
+        (("import", "cells", "w.npz", "none.mat"), "none.mat"),
+        (("make", "cells", "w.npz", "--max-windows", "-1"), "0 or more, got -1"),
+        (("make", "cells", "w.npz", "MODEL.NONE", "1"), "Non-existent key"),
+        (("make", "cells", "w.pkl"), "w.pkl: expected a name that ends in .npz"),
     ],
 )
 def test_an_error_is_one_line(run, args, message):

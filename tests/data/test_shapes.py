@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import os
-import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from maploss.data import proposal_files_for, shapes, shapes_proposal_file
-from maploss.data.proposals import load_and_check
+from maploss.data.proposals import load_and_check, read_proposals
 from maploss.data.shapes import load_shapes, make_shapes, shapes_folder
 from maploss.data.shapes_render import CLASS_NAMES, DIFFICULT_SIZE, render_image
 
@@ -65,7 +64,7 @@ def test_images_have_every_class_valid_boxes_and_some_difficult_objects():
 
 
 def test_windows_cover_nearly_all_objects_that_are_not_difficult(small_set):
-    records = load_and_check(load_shapes(small_set), os.path.join(small_set, "proposals.pkl"))
+    records = load_and_check(load_shapes(small_set), os.path.join(small_set, "proposals.npz"))
     best, counts = [], []
     for record in records:
         boxes = [a["bbox"] for a in record["annotations"] if not a["difficult"]]
@@ -109,9 +108,9 @@ def test_training_and_validation_images_differ(small_cache):
 def test_proposals_need_no_file_given(small_cache):
     files = proposal_files_for(["shapes_train", "shapes_val"], ())
     assert files == (shapes_proposal_file("shapes_train"), shapes_proposal_file("shapes_val"))
-    with open(files[1], "rb") as f:
-        proposals = pickle.load(f)
-    assert proposals["ids"] == [r["image_id"] for r in DatasetCatalog.get("shapes_val")]
+    assert read_proposals(files[1])["ids"] == [
+        r["image_id"] for r in DatasetCatalog.get("shapes_val")
+    ]
 
 
 def test_unknown_name_is_an_error():

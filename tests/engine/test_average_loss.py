@@ -5,9 +5,9 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from detectron2.data import get_detection_dataset_dicts
 from detectron2.modeling import build_model
 from maploss.data.mapper import MAPDatasetMapper
+from maploss.engine import training_records
 from maploss.engine.average_loss import average_loss, find_checkpoints
 
 
@@ -34,9 +34,7 @@ def run_cfg(tiny_cfg, tiny_dataset, tmp_path):
 
 
 def records_of(cfg):
-    return get_detection_dataset_dicts(
-        cfg.DATASETS.TRAIN, proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN
-    )
+    return training_records(cfg)
 
 
 def expected_loss(cfg, path, records, storage):

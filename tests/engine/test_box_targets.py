@@ -87,7 +87,7 @@ def regressed_cfg(tiny_cfg):
 
 def test_a_model_gets_them_unless_its_windows_come_from_an_rpn(regressed_cfg, monkeypatch):
     records, deltas = make_records(0, 0, 0.0)
-    monkeypatch.setattr(box_targets, "get_detection_dataset_dicts", lambda *_, **__: records)
+    monkeypatch.setattr(box_targets, "training_records", lambda *_, **__: records)
     regressed_cfg.MODEL.LOAD_PROPOSALS = False
     model = build_model(regressed_cfg)
     set_box_targets(model, regressed_cfg)
@@ -103,7 +103,7 @@ def test_of_many_images_those_at_equal_distances_are_measured(regressed_cfg, mon
     first, deltas = make_records(0, 0, 0.0)
     second, _ = make_records(1, 0, 3.0)
     records = [first[0], second[0], first[1], second[1]]
-    monkeypatch.setattr(box_targets, "get_detection_dataset_dicts", lambda *_, **__: records)
+    monkeypatch.setattr(box_targets, "training_records", lambda *_, **__: records)
     monkeypatch.setattr(box_targets, "MAX_IMAGES", 2)
     model = build_model(regressed_cfg)
     set_box_targets(model, regressed_cfg)
@@ -112,5 +112,5 @@ def test_of_many_images_those_at_equal_distances_are_measured(regressed_cfg, mon
 
 
 def test_a_model_without_box_regression_is_left_alone(tiny_cfg, monkeypatch):
-    monkeypatch.delattr(box_targets, "get_detection_dataset_dicts")
+    monkeypatch.delattr(box_targets, "training_records")
     set_box_targets(build_model(tiny_cfg), tiny_cfg)

@@ -4,11 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from maploss.engine import load_config, load_for_evaluation, post_hoc_svm
+from maploss.engine import load_config, load_for_evaluation, post_hoc_svm, training_records
 from maploss.engine.post_hoc_svm import ImageFeatures, extract_features, train_svms
 
 pytest.importorskip("sklearn")
-from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from maploss.data.mapper import MAPDatasetMapper
 
@@ -117,9 +117,7 @@ def trained_cfg(tiny_cfg, tiny_dataset, tmp_path):
 
 
 def test_features_are_those_of_windows_and_objects_in_their_order(trained_cfg):
-    (record,) = get_detection_dataset_dicts(
-        trained_cfg.DATASETS.TRAIN, proposal_files=trained_cfg.DATASETS.PROPOSAL_FILES_TRAIN
-    )[:1]
+    (record,) = training_records(trained_cfg)[:1]
     trained_cfg.INPUT.RANDOM_FLIP = "none"
     inputs = MAPDatasetMapper(trained_cfg, is_train=True)(record)
     (image,) = extract_features(build_model(trained_cfg), [inputs])

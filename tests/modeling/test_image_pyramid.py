@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from detectron2.data import get_detection_dataset_dicts
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from maploss.data.mapper import MAPDatasetMapper
+from maploss.data.records import load_records
 from maploss.modeling.image_pyramid import choose_scales, score_on_pyramid
 from maploss.modeling.output_layers import WindowOutputs
 
@@ -84,9 +84,7 @@ def pyramid_cfg(tiny_cfg, tiny_dataset):
 
 
 def detect(cfg):
-    records = get_detection_dataset_dicts(
-        cfg.DATASETS.TEST, filter_empty=False, proposal_files=cfg.DATASETS.PROPOSAL_FILES_TEST
-    )
+    records = load_records(cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST, filter_empty=False)
     mapper = MAPDatasetMapper(cfg, is_train=False)
     inputs = [mapper(record) for record in records]
     torch.manual_seed(0)

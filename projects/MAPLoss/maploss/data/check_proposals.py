@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
 
-from .proposals import read_proposals, windows_of
+from .proposals import as_boxes, read_proposals
 
 RECALL_THRESHS = (0.5, 0.7)
 
@@ -41,7 +41,7 @@ def check_proposals(dataset_dicts: Sequence[dict], path: str) -> ProposalReport:
 
     Args:
         dataset_dicts: Detectron2's, with `image_id`, `width`, `height` and `annotations`. path: a
-            proposal file (.pkl).
+            proposal file (.npz).
 
     Raises:
         ValueError: a file that holds something else.
@@ -57,7 +57,7 @@ def check_proposals(dataset_dicts: Sequence[dict], path: str) -> ProposalReport:
             missing.append(image_id)
             best.append(_best_iou(record, np.zeros((0, 4), dtype=np.float32)))
             continue
-        boxes, _ = windows_of(proposals, i, path)
+        boxes = as_boxes(proposals["boxes"][i])
         counts.append(len(boxes))
         if not len(boxes):
             without.append(image_id)

@@ -1,70 +1,101 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Proposal files out of archives: .npz, and the .mat files released with Fast R-CNN."""
+"""Proposal files out of others: those of Fast R-CNN (.mat), of Detectron2 (.pkl), larger ones."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import scipy.io
+from detectron2.structures import BoxMode
 
-from .proposals import as_boxes, check_covered, check_different, write_proposals
+from .proposals import as_boxes, check_covered, check_different, read_proposals, write_proposals
+from .safe_pickle import load_arrays
 
-EXTENSIONS = (".npz", ".mat")
+EXTENSIONS = (".npz", ".mat", ".pkl")
 
 
-def import_proposals(archive: str, path: str, image_ids: Sequence) -> None:
+def import_proposals(
+    archive: str, path: str, image_ids: Sequence, *, allow_pickle: bool = False
+) -> None:
     """
-    Writes the windows of `image_ids`, out of an archive, as a proposal file.
+    Writes the windows of `image_ids`, out of another file, as a proposal file.
 
     Args:
-        archive: an .npz with `ids` (n,) str, `counts` (n,) integers, and `boxes` (sum of counts,
-            4), XYXY pixels with x2 and y2 exclusive, best first within each image; or a .mat as
-            released with Fast R-CNN, with `images`, n names, and `boxes`, n arrays (m, 4) of
-            y1 x1 y2 x2 in pixels that count from 1, y2 and x2 inclusive. path: of the file (.pkl).
+        archive: an .npz as of :func:`write_proposals`; or a .mat as released with Fast R-CNN, with
+            `images`, n names, and `boxes`, n arrays (m, 4) of y1 x1 y2 x2 in pixels that count from
+            1, y2 and x2 inclusive; or a .pkl of Detectron2, with lists `ids`, `boxes` and
+            `objectness_logits` in a dictionary. path: of the file (.npz). allow_pickle: `archive`
+            may be a .pkl.
 
     Raises:
         ValueError: no such archive, or it lacks an image; the message names it and the file.
         FileNotFoundError: no such file.
     """
-    readers = dict(zip(EXTENSIONS, (_read_npz, _read_mat), strict=True))
     extension = os.path.splitext(archive)[1]
-    if extension not in readers:
+    if extension not in EXTENSIONS:
         raise ValueError(f"{archive}: expected a file that ends in one of {EXTENSIONS}")
-    ids, boxes = readers[extension](archive)
+    if extension == ".mat":
+        ids, boxes = _read_mat(archive)
+    elif extension == ".pkl" and allow_pickle:
+        ids, boxes = _read_pickle(archive)
+    else:
+        proposals = read_proposals(archive)
+        ids, boxes = proposals["ids"], proposals["boxes"]
     check_different(ids, archive)
-    index_of = {image_id: i for i, image_id in enumerate(ids)}
+    index_of = {str(image_id): i for i, image_id in enumerate(ids)}
     check_covered(image_ids, index_of, archive)
-    write_proposals(path, image_ids, (boxes[index_of[str(image_id)]] for image_id in image_ids))
+
+    def arrays() -> Iterator[np.ndarray]:
+        for image_id in image_ids:
+            array = boxes[index_of[str(image_id)]]
+            if not np.isfinite(array).all():
+                raise ValueError(
+                    f"{archive}: image {image_id!r}: expected boxes of finite numbers, got some "
+                    "that are not"
+                )
+            yield array
+
+    write_proposals(path, image_ids, arrays())
 
 
-def _read_npz(path: str) -> tuple[list[str], list[np.ndarray]]:
-    """Image ids, and the boxes of each."""
-    keys = ("ids", "counts", "boxes")
+def _read_pickle(path: str) -> tuple[list, list[np.ndarray]]:
+    """Image ids, and the boxes of each as XYXY, those of the largest logits first."""
     with open(path, "rb") as f:
         try:
-            archive = np.load(f)
-            missing = set(keys) - set(archive)
-            arrays = [] if missing else [archive[key] for key in keys]
-        except Exception as error:  # bytes that are no archive can raise almost anything
-            raise ValueError(f"{path}: not a readable archive ({error!r})") from error
-    if missing:
-        raise ValueError(f"{path}: expected arrays ids, counts, boxes; lacks {sorted(missing)}")
-    ids, counts, boxes = arrays
-    if ids.ndim != 1 or counts.ndim != 1 or boxes.ndim != 2 or boxes.shape[1] != 4:
-        shapes = ", ".join(str(array.shape) for array in arrays)
-        raise ValueError(f"{path}: expected ids (n,), counts (n,), boxes (m, 4), got {shapes}")
-    if counts.dtype.kind not in "iu" or (counts < 0).any():
-        raise ValueError(f"{path}: expected counts that are integers >= 0, got {counts[:8]}")
-    if len(ids) != len(counts) or int(counts.sum()) != len(boxes):
-        raise ValueError(
-            f"{path}: expected one count per id and as many boxes as the counts' sum, got "
-            f"{len(ids)} ids, {len(counts)} counts of sum {int(counts.sum())}, {len(boxes)} boxes"
-        )
-    if boxes.dtype.kind not in "iuf" or not np.isfinite(boxes).all():
-        raise ValueError(f"{path}: expected boxes of finite numbers, got some that are not")
-    ends = np.cumsum(counts, dtype=np.int64)
-    names = [x.decode() if isinstance(x, bytes) else str(x) for x in ids]
-    return names, np.split(boxes, ends[:-1])
+            content = load_arrays(f)
+        except Exception as error:  # bytes that are no pickle can raise almost anything
+            raise ValueError(f"{path}: not a readable proposal file ({error!r})") from error
+    if isinstance(content, dict):
+        # Files of the first Detectron have other keys; Detectron2 takes them too.
+        old_keys = {"indexes": "ids", "scores": "objectness_logits"}
+        content = {old_keys.get(key, key): value for key, value in content.items()}
+    keys = ("ids", "boxes", "objectness_logits")
+    if not isinstance(content, dict) or not set(keys) <= set(content):
+        found = sorted(map(str, content)) if isinstance(content, dict) else type(content)
+        raise ValueError(f"{path}: expected a dictionary with {sorted(keys)}, got {found}")
+    try:
+        lengths = {key: len(content[key]) for key in sorted(keys)}
+        mode = BoxMode(content.get("bbox_mode", BoxMode.XYXY_ABS))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: expected lists and a BoxMode, got {error}") from error
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"{path}: expected lists of one length, got {lengths}")
+    boxes = []
+    for image_id, given, logits in zip(*(content[key] for key in keys), strict=True):
+        try:
+            boxes.append(_sorted_boxes(given, logits, mode))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: image {image_id!r}: {error}") from error
+    return list(content["ids"]), boxes
+
+
+def _sorted_boxes(given: np.ndarray, logits: np.ndarray, mode: BoxMode) -> np.ndarray:
+    boxes, logits = as_boxes(given), np.asarray(logits, dtype=np.float32)
+    if logits.shape != (len(boxes),):
+        raise ValueError(f"{len(boxes)} boxes but objectness logits of {logits.shape}")
+    if not np.isfinite(logits).all():
+        raise ValueError("expected finite objectness logits")
+    return BoxMode.convert(boxes, mode, BoxMode.XYXY_ABS)[np.argsort(-logits, kind="stable")]
 
 
 def _read_mat(path: str) -> tuple[list[str], list[np.ndarray]]:
@@ -90,8 +121,6 @@ def _read_mat(path: str) -> tuple[list[str], list[np.ndarray]]:
     for image_id, cell in zip(ids, cells, strict=True):
         try:
             given = as_boxes(cell)
-            if not np.isfinite(given).all():
-                raise ValueError("expected boxes of finite numbers, got some that are not")
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: image {image_id!r}: {error}") from error
         boxes.append(given[:, [1, 0, 3, 2]] - np.array([1, 1, 0, 0], dtype=given.dtype))

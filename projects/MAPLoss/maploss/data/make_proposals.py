@@ -38,7 +38,7 @@ def make_proposals(
     images, by name and size of their files, with the same settings.
 
     Args:
-        dataset_dicts: Detectron2's, with `file_name` and `image_id`. path: of the file (.pkl).
+        dataset_dicts: Detectron2's, with `file_name` and `image_id`. path: of the file (.npz).
         method: "fast" or "quality" selective search, or "dense". max_windows: the best so many of
             an image ("dense": a random sample); 0 for all.
 
@@ -52,9 +52,10 @@ def make_proposals(
         raise ValueError(f"max_windows: expected 0 or more, got {max_windows}")
     settings = {"method": method, "max_windows": max_windows}
     keys = [_key(x) for x in dataset_dicts]
-    made_by = {**settings, "images": hashlib.sha256("".join(keys).encode()).hexdigest()}
+    images = hashlib.sha256("".join(keys).encode()).hexdigest()
+    made_by = json.dumps({**settings, "images": images})
     if os.path.exists(path):
-        if read_proposals(path).get("made_by") != made_by:
+        if read_proposals(path)["made_by"] != made_by:
             raise ValueError(
                 f"{path}: exists, and was not made with {settings} of these images; delete it to "
                 "make it anew, or name another file"
@@ -74,7 +75,7 @@ def make_proposals(
             logger.info(f"{len(parts) - len(to_do)} of {len(parts)} images were done before")
         _make_parts(to_do, method, max_windows, num_images=len(parts))
         ids = [x["image_id"] for x in dataset_dicts]
-        write_proposals(path, ids, (np.load(part) for part in parts), made_by)
+        write_proposals(path, ids, (np.load(part, allow_pickle=False) for part in parts), made_by)
         shutil.rmtree(folder)
 
 

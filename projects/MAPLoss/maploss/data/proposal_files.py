@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from detectron2.data import DatasetCatalog
 
 from .cache import cache_root
-from .import_proposals import EXTENSIONS, import_proposals
+from .import_proposals import import_proposals
 from .proposals import load_and_check
 
 logger = logging.getLogger(__name__)
@@ -23,15 +23,18 @@ def register_proposals(name: str, maker: Callable[[], str]) -> None:
     _PROPOSAL_MAKERS[name] = maker
 
 
-def proposal_files_for(names: Sequence[str], given: Sequence[str] = ()) -> tuple[str, ...]:
+def proposal_files_for(
+    names: Sequence[str], given: Sequence[str] = (), *, allow_pickle: bool = False
+) -> tuple[str, ...]:
     """
-    One proposal file (.pkl) for each data set, for DATASETS.PROPOSAL_FILES_TRAIN and _TEST.
+    One proposal file (.npz) for each data set, for DATASETS.PROPOSAL_FILES_TRAIN and _TEST.
 
-    With nothing given, the files of data sets that make their own (the shapes). A given archive
-    (.npz, .mat) is converted once, into the cache. All are checked to cover every image.
+    With nothing given, the files of data sets that make their own (the shapes). A given .mat or
+    .pkl is converted once, into the cache. All are checked to cover every image.
 
     Args:
         names: data set names. given: files given by the user, empty or one per data set.
+            allow_pickle: these may be .pkl.
 
     Raises:
         ValueError: a data set or an image without proposals, or a wrong number of files.
@@ -50,27 +53,29 @@ def proposal_files_for(names: Sequence[str], given: Sequence[str] = ()) -> tuple
         raise ValueError(
             f"Proposal files: expected one per data set {tuple(names)}, got {tuple(given)}"
         )
-    return tuple(_checked_file(name, path) for name, path in zip(names, given, strict=True))
+    return tuple(
+        _checked_file(name, path, allow_pickle) for name, path in zip(names, given, strict=True)
+    )
 
 
-def _checked_file(name: str, path: str) -> str:
+def _checked_file(name: str, path: str, allow_pickle: bool) -> str:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"Proposal file of data set {name!r} not found: {path}")
     dataset_dicts = DatasetCatalog.get(name)
-    if path.endswith(EXTENSIONS):
+    if path.endswith(".mat") or (path.endswith(".pkl") and allow_pickle):
         path = _converted(name, path, [record["image_id"] for record in dataset_dicts])
     load_and_check(dataset_dicts, path)
     return path
 
 
-def _converted(name: str, archive: str, image_ids: list[str]) -> str:
+def _converted(name: str, archive: str, image_ids: list) -> str:
     """The archive's proposal file in the cache; its name changes with archive and data set."""
     stat = os.stat(archive)
     key = repr((os.path.abspath(archive), stat.st_size, stat.st_mtime_ns, image_ids))
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
     stem = os.path.splitext(os.path.basename(archive))[0]
-    out_path = os.path.join(cache_root(), "proposals", f"{stem}-{name}-{digest}.pkl")
+    out_path = os.path.join(cache_root(), "proposals", f"{stem}-{name}-{digest}.npz")
     if not os.path.isfile(out_path):
         logger.info(f"Converting proposals {archive} -> {out_path}")
-        import_proposals(archive, out_path, image_ids)
+        import_proposals(archive, out_path, image_ids, allow_pickle=True)
     return out_path

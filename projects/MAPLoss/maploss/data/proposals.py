@@ -2,13 +2,16 @@
 """
 The file of windows (object proposals) that a data set is trained or tested on.
 
-A proposal file is Detectron2's: a pickled dictionary of `ids`, `boxes` [(n, 4) float32],
-`objectness_logits` [(n,) float32] and `bbox_mode` (XYXY_ABS), one entry per image.
+A proposal file is an archive of NumPy's arrays (.npz): `ids` (n,) str, one per image; `counts` (n,)
+integers, the windows of each; `boxes` (sum of counts, 4) XYXY pixels, x2 and y2 exclusive, best
+first in each image; and `made_by` () str, what :func:`write_proposals` was given.
 """
 
 import logging
-import pickle
-from collections.abc import Iterable, Iterator, Sequence
+import shutil
+import zipfile
+from collections.abc import Iterable, Sequence
+from typing import IO
 
 import numpy as np
 from detectron2.structures import BoxMode
@@ -21,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_proposals(
-    path: str, ids: Sequence[str], boxes: Iterable[np.ndarray], made_by: dict | None = None
+    path: str, ids: Sequence, boxes: Iterable[np.ndarray], made_by: str = ""
 ) -> None:
     """
     Writes a proposal file, in one step: nothing is left where it fails.
@@ -29,46 +32,42 @@ def write_proposals(
     One image's windows are in memory at a time where `boxes` is a generator.
 
     Args:
-        ids: image ids. boxes: one (n, 4) XYXY array per image, best first. The order is kept as
-            objectness logits 0, -1, .., which Detectron2 sorts by. made_by: kept with the file.
+        ids: image ids. boxes: one (n, 4) XYXY array per image, best first. made_by: kept with them.
 
     Raises:
         ValueError: an array of another shape, or not one per image.
     """
     counts: list[int] = []
-
-    def arrays() -> Iterator[np.ndarray]:
+    # How many boxes there are stands before them in an archive, but is known only after them.
+    with new_file(path) as temporary, open(f"{temporary}.boxes", "w+b") as raw:
         for given in boxes:
             array = as_boxes(given)
             counts.append(len(array))
-            yield array
+            raw.write(array.astype("<f4", copy=False).tobytes())
         if len(counts) != len(ids):
             raise ValueError(
                 f"boxes: expected one array per image id ({len(ids)}), got {len(counts)}"
             )
-
-    proposals = {
-        "ids": list(ids),
-        "boxes": _LazyList(arrays()),
-        # Begun when all boxes are written, so that their counts are known.
-        "objectness_logits": _LazyList(-np.arange(n, dtype=np.float32) for n in counts),
-        "bbox_mode": BoxMode.XYXY_ABS,
-        "made_by": made_by,
-    }
-    with new_file(path) as temporary, open(temporary, "wb") as f:
-        pickler = pickle.Pickler(f, protocol=4)
-        pickler.fast = True  # keeps no reference to what has been written
-        pickler.dump(proposals)
+        raw.seek(0)
+        with zipfile.ZipFile(temporary, "w") as archive:
+            _add(archive, "ids", np.array([str(x) for x in ids], dtype=np.str_))
+            _add(archive, "counts", np.array(counts, dtype=np.int64))
+            _add(archive, "made_by", np.array(made_by))
+            with _member(archive, "boxes") as f:
+                shape = (sum(counts), 4)
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(f, header)
+                shutil.copyfileobj(raw, f)
 
 
-class _LazyList:
-    """Pickled as the list of what an iterator gives, without ever being one."""
+def _add(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
+    with _member(archive, name) as f:
+        np.lib.format.write_array(f, array, allow_pickle=False)
 
-    def __init__(self, items: Iterator) -> None:
-        self._items = items
 
-    def __reduce__(self) -> tuple:
-        return list, (), None, self._items
+def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
+    # ZipInfo has a fixed date: the same windows make the same bytes.
+    return archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True)
 
 
 def load_and_check(dataset_dicts: list[dict], path: str) -> list[dict]:
@@ -76,12 +75,12 @@ def load_and_check(dataset_dicts: list[dict], path: str) -> list[dict]:
     Attaches the proposals of a proposal file to dataset dicts, checked.
 
     Windows are clipped to their image, as in training; those of zero area are dropped. One warning
-    counts these, and the images without windows. The dicts get `proposal_boxes`,
-    `proposal_objectness_logits`, `proposal_bbox_mode`, best first.
+    counts these, and the images without windows. The dicts get `proposal_boxes`, best first,
+    `proposal_objectness_logits`, 0, -1, .., which Detectron2 sorts by, and `proposal_bbox_mode`.
 
     Args:
         dataset_dicts: Detectron2's dataset dicts with `image_id`, `width` and `height`; changed.
-        path: a proposal file (.pkl).
+        path: a proposal file (.npz).
 
     Raises:
         ValueError: an image without proposals, windows that are not finite or lie outside their
@@ -93,7 +92,7 @@ def load_and_check(dataset_dicts: list[dict], path: str) -> list[dict]:
     check_covered([record["image_id"] for record in dataset_dicts], index_of, path)
     num_clipped = num_empty = num_without = 0
     for record in dataset_dicts:
-        boxes, logits = windows_of(proposals, index_of[str(record["image_id"])], path)
+        boxes = as_boxes(proposals["boxes"][index_of[str(record["image_id"])]])
         where = f"{path}: image {record['image_id']!r}"
         if not np.isfinite(boxes).all():
             raise ValueError(f"{where}: expected finite boxes, got {boxes[_not_finite(boxes)][0]}")
@@ -109,10 +108,8 @@ def load_and_check(dataset_dicts: list[dict], path: str) -> list[dict]:
         num_clipped += int(((clipped != boxes).any(1) & is_whole).sum())
         num_empty += int(is_empty.sum())
         num_without += not is_whole.any()
-        order = np.argsort(-logits, kind="stable")
-        order = order[is_whole[order]]
-        record["proposal_boxes"] = clipped[order]
-        record["proposal_objectness_logits"] = logits[order]
+        record["proposal_boxes"] = clipped[is_whole]
+        record["proposal_objectness_logits"] = -np.flatnonzero(is_whole).astype(np.float32)
         record["proposal_bbox_mode"] = BoxMode.XYXY_ABS
     if num_clipped or num_empty or num_without:
         warn_once(
@@ -122,25 +119,6 @@ def load_and_check(dataset_dicts: list[dict], path: str) -> list[dict]:
             "have none",
         )
     return dataset_dicts
-
-
-def windows_of(proposals: dict, i: int, path: str) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Boxes (n, 4) XYXY and objectness logits (n,) of entry `i`, as they are in the file.
-
-    Raises:
-        ValueError: other shapes, or logits that are not finite; names image and file.
-    """
-    try:
-        boxes = as_boxes(proposals["boxes"][i])
-        logits = np.asarray(proposals["objectness_logits"][i], dtype=np.float32)
-        if logits.shape != (len(boxes),):
-            raise ValueError(f"{len(boxes)} boxes but objectness logits of {logits.shape}")
-        if not np.isfinite(logits).all():
-            raise ValueError("expected finite objectness logits")
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: image {proposals['ids'][i]!r}: {error}") from error
-    return BoxMode.convert(boxes, proposals["bbox_mode"], BoxMode.XYXY_ABS), logits
 
 
 def _not_finite(boxes: np.ndarray) -> np.ndarray:
@@ -158,53 +136,62 @@ def check_covered(image_ids: Sequence, index_of: dict[str, int], path: str) -> N
 
 
 def read_proposals(path: str) -> dict:
-    """The dictionary of a proposal file, checked. Raises ValueError that names the file."""
+    """
+    A proposal file, checked: `ids` and `boxes`, lists with an entry per image, and `made_by`.
+
+    Raises:
+        ValueError: a file that holds something else, or an image that comes twice; names the file.
+        FileNotFoundError: no such file.
+    """
+    arrays = _read_arrays(path)
+    ids, counts, boxes = (arrays[key] for key in ("ids", "counts", "boxes"))
+    if ids.ndim != 1 or counts.ndim != 1 or boxes.ndim != 2 or boxes.shape[1] != 4:
+        shapes = ", ".join(str(array.shape) for array in (ids, counts, boxes))
+        raise ValueError(f"{path}: expected ids (n,), counts (n,), boxes (m, 4), got {shapes}")
+    if counts.dtype.kind not in "iu" or (counts < 0).any():
+        raise ValueError(f"{path}: expected counts that are integers >= 0, got {counts[:8]}")
+    if boxes.dtype.kind not in "iuf":
+        raise ValueError(f"{path}: expected boxes of real numbers, got {boxes.dtype}")
+    total = sum(counts.tolist())  # which cannot overflow
+    if len(ids) != len(counts) or total != len(boxes):
+        raise ValueError(
+            f"{path}: expected one count per id and as many boxes as the counts' sum, got "
+            f"{len(ids)} ids, {len(counts)} counts of sum {total}, {len(boxes)} boxes"
+        )
+    names = [x.decode(errors="replace") if isinstance(x, bytes) else str(x) for x in ids]
+    check_different(names, path)
+    ends = np.cumsum(counts, dtype=np.int64)
+    return {
+        "ids": names,
+        "boxes": np.split(boxes, ends[:-1]) if names else [],
+        "made_by": str(arrays.get("made_by", "")),
+    }
+
+
+def _read_arrays(path: str) -> dict[str, np.ndarray]:
+    """Those arrays that a proposal file has; at least ids, counts and boxes."""
+    if path.endswith(".pkl"):
+        raise ValueError(
+            f"{path}: a pickle is read only with ALLOW_PICKLE True, in the config or, to convert "
+            "it once, at the end of tools/proposals.py import"
+        )
+    known = ("ids", "counts", "boxes", "made_by")
     with open(path, "rb") as f:
         try:
-            proposals = _Unpickler(f, encoding="latin1").load()
-        except Exception as error:  # bytes that are no pickle can raise almost anything
-            raise ValueError(f"{path}: not a readable proposal file ({error!r})") from error
-    if isinstance(proposals, dict):
-        # Files of the first Detectron have other keys; Detectron2 takes them too.
-        old_keys = {"indexes": "ids", "scores": "objectness_logits"}
-        proposals = {old_keys.get(key, key): value for key, value in proposals.items()}
-    keys = {"ids", "boxes", "objectness_logits"}
-    if not isinstance(proposals, dict) or not keys <= set(proposals):
-        found = sorted(map(str, proposals)) if isinstance(proposals, dict) else type(proposals)
-        raise ValueError(f"{path}: expected a dictionary with {sorted(keys)}, got {found}")
-    try:
-        lengths = {key: len(proposals[key]) for key in sorted(keys)}
-        proposals["bbox_mode"] = BoxMode(proposals.get("bbox_mode", BoxMode.XYXY_ABS))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: expected lists and a BoxMode, got {error}") from error
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"{path}: expected lists of one length, got {lengths}")
-    check_different(proposals["ids"], path)
-    return proposals
+            archive = np.load(f, allow_pickle=False)
+            arrays = {key: archive[key] for key in known if key in archive}
+        except Exception as error:  # bytes that are no archive can raise almost anything
+            raise ValueError(f"{path}: not a readable archive ({error!r})") from error
+    missing = set(known[:3]) - set(arrays)
+    if missing:
+        raise ValueError(f"{path}: expected arrays ids, counts, boxes; lacks {sorted(missing)}")
+    return arrays
 
 
 def check_different(ids: Sequence, path: str) -> None:
     """Raises ValueError where two images of a file have one id."""
     for image_id in repeated(map(str, ids)):
         raise ValueError(f"{path}: image {image_id!r} comes twice")
-
-
-class _Unpickler(pickle.Unpickler):
-    """Of arrays and lists only: a pickle can ask for any function to be called."""
-
-    def find_class(self, module: str, name: str) -> object:
-        is_array = module.partition(".")[0] == "numpy" and name in _NUMPY_NAMES
-        if is_array or (module, name) in _OTHER_NAMES:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} has no place in a proposal file")
-
-
-_NUMPY_NAMES = {"_reconstruct", "_frombuffer", "ndarray", "dtype", "scalar"}
-_OTHER_NAMES = {
-    ("_codecs", "encode"),
-    ("builtins", "list"),
-    ("detectron2.structures.boxes", "BoxMode"),
-}
 
 
 def as_boxes(values: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ The embedded data set: `shapes_train` and `shapes_val`, rendered at first use an
 `shapes_search_train` and `shapes_search_val` are the first 450 and the last 150 images of
 `shapes_train`: what is chosen by the second is not chosen on `shapes_val`.
 
-A folder of the cache holds the images (PNG), `annotations.json` and `proposals.pkl`.
+A folder of the cache holds the images (PNG), `annotations.json` and `proposals.npz`.
 """
 
 import functools
@@ -68,7 +68,7 @@ def make_shapes(folder: str, seed: int, num_images: int) -> None:
         with open(os.path.join(temporary, "annotations.json"), "w") as f:
             json.dump(records, f)
         write_proposals(
-            os.path.join(temporary, "proposals.pkl"), [r["image_id"] for r in records], proposals
+            os.path.join(temporary, "proposals.npz"), [r["image_id"] for r in records], proposals
         )
 
 
@@ -107,14 +107,14 @@ def shapes_folder(name: str) -> str:
     """Folder of `shapes_train` or `shapes_val` in the cache; made if it does not exist."""
     if name not in SHAPES_SIZES:
         raise ValueError(f"name: expected one of {tuple(SHAPES_SIZES)}, got {name!r}")
-    folder = os.path.join(cache_root(), f"shapes-v{VERSION}", name)
+    folder = os.path.join(cache_root(), f"shapes-v{VERSION}-npz", name)
     make_shapes(folder, list(SHAPES_SIZES).index(name), SHAPES_SIZES[name])
     return folder
 
 
 def shapes_proposal_file(name: str) -> str:
     """Proposal file of `shapes_train` or `shapes_val`; made if it does not exist."""
-    return os.path.join(shapes_folder(name), "proposals.pkl")
+    return os.path.join(shapes_folder(name), "proposals.npz")
 
 
 def register_shapes() -> None:

@@ -74,14 +74,20 @@ class TrainLoader:
         self.num_skipped = 0
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, mapper: Callable[[dict], dict]) -> dict:
+    def from_config(
+        cls, cfg: CfgNode, records: Sequence[dict], mapper: Callable[[dict], dict]
+    ) -> dict:
         """
-        Arguments of the constructor, from DATASETS, DATALOADER, SOLVER.IMS_PER_BATCH and SEED.
+        Arguments of the constructor, from DATALOADER, SOLVER.IMS_PER_BATCH and SEED.
 
         All ranks have to call it: they share a random seed where SEED is negative.
         """
-        found = _train_loader_from_config(cfg, mapper=mapper)
-        num_records, world_size = len(found["dataset"]), comm.get_world_size()
+        # Samplers by data set read these anew, and windows are of no use to them.
+        without_windows = cfg.clone()
+        without_windows.defrost()
+        without_windows.MODEL.LOAD_PROPOSALS = False
+        found = _train_loader_from_config(without_windows, mapper, dataset=records)
+        num_records, world_size = len(records), comm.get_world_size()
         if cfg.SOLVER.IMS_PER_BATCH <= 0 or cfg.SOLVER.IMS_PER_BATCH % world_size:
             raise ValueError(
                 f"SOLVER.IMS_PER_BATCH: expected a multiple of {world_size}, the number of "
@@ -98,7 +104,7 @@ class TrainLoader:
             return found["sampler"]
 
         return {
-            "records": found["dataset"],
+            "records": records,
             "mapper": mapper,
             "make_sampler": make_sampler,
             "batch_size": cfg.SOLVER.IMS_PER_BATCH // world_size,

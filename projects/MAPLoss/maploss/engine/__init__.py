@@ -5,6 +5,7 @@ from . import torchvision_weights as torchvision_weights  # registers a path
 from .box_targets import set_box_targets
 from .checkpoints import load_for_evaluation
 from .load_trained import load_trained
+from .loaders import build_test_loader, training_records
 from .optimizer import build_optimizer, train_only
 from .progress_writer import ProgressWriter
 from .setup import load_config, prepare_config, prepare_device, show_as_at_test
@@ -14,6 +15,7 @@ __all__ = [
     "CheckedTrainer",
     "ProgressWriter",
     "build_optimizer",
+    "build_test_loader",
     "load_config",
     "load_for_evaluation",
     "load_trained",
@@ -22,4 +24,5 @@ __all__ = [
     "set_box_targets",
     "show_as_at_test",
     "train_only",
+    "training_records",
 ]

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import get_detection_dataset_dicts
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
 from torch import nn
 
 from ..modeling.box_regressor import box_deltas, box_regressor_of
+from .loaders import training_records
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +36,7 @@ def set_box_targets(model: nn.Module, cfg: CfgNode) -> None:
     regressor = box_regressor_of(model)
     if regressor is None or not cfg.MODEL.LOAD_PROPOSALS:
         return
-    records = get_detection_dataset_dicts(
-        cfg.DATASETS.TRAIN, proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN
-    )
+    records = training_records(cfg)
     step = math.ceil(len(records) / MAX_IMAGES)
     mean, std = box_target_stats(
         records[::step],

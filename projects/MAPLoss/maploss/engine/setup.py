@@ -133,11 +133,13 @@ def _fill_proposal_files(cfg: CfgNode, eval_only: bool) -> None:
     # The main process first: what has to be made is made once, and the others read it.
     if not comm.is_main_process():
         comm.synchronize()
-    datasets = cfg.DATASETS
+    datasets, allow_pickle = cfg.DATASETS, cfg.ALLOW_PICKLE
     if not eval_only:
         datasets.PROPOSAL_FILES_TRAIN = proposal_files_for(
-            datasets.TRAIN, datasets.PROPOSAL_FILES_TRAIN
+            datasets.TRAIN, datasets.PROPOSAL_FILES_TRAIN, allow_pickle=allow_pickle
         )
-    datasets.PROPOSAL_FILES_TEST = proposal_files_for(datasets.TEST, datasets.PROPOSAL_FILES_TEST)
+    datasets.PROPOSAL_FILES_TEST = proposal_files_for(
+        datasets.TEST, datasets.PROPOSAL_FILES_TEST, allow_pickle=allow_pickle
+    )
     if comm.is_main_process():
         comm.synchronize()

@@ -20,6 +20,7 @@ from .accumulating_trainer import AccumulatingTrainer
 from .box_targets import set_box_targets
 from .checkpoints import loading
 from .failures import NamedWriter, one_line_reason
+from .loaders import training_records
 from .loss_points import keeping_loss_points
 from .progress_writer import ProgressWriter
 from .safe_checkpointer import SafeCheckpointer
@@ -63,7 +64,8 @@ class CheckedTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
-        return TrainLoader(cfg, MAPDatasetMapper(cfg, is_train=True))
+        records = training_records(cfg, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+        return TrainLoader(cfg, records, MAPDatasetMapper(cfg, is_train=True))
 
     def build_writers(self) -> list[EventWriter]:
         folder = self.cfg.OUTPUT_DIR
