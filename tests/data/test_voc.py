@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import logging
+import time
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,50 @@ def test_a_corner_that_is_not_finite_names_file_and_key(tmp_path, corner):
     root = make_tree(tmp_path, x=make_xml(make_object("cat", (corner, 1, 20, 30))))
     with pytest.raises(ValueError, match=rf"x\.xml: bndbox/xmin is '{corner}'"):
         load_voc(root, "train", CLASSES)
+
+
+LAUGHS = "".join(f'<!ENTITY l{i} "{f"&l{i - 1};" * 10}">' for i in range(1, 10))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "latin-1"])
+@pytest.mark.parametrize(
+    "declaration",
+    [
+        '<!ENTITY l0 "laugh">' + LAUGHS,
+        '<!ENTITY l9 "one">',
+        '<!ENTITY l9 SYSTEM "file:///etc/passwd">',
+        '<!ENTITY % l9 "<!ELEMENT x ANY>">',
+        '<!ENTITY % l9 SYSTEM "http://127.0.0.1/x.dtd"> %l9;',
+    ],
+)
+def test_entities_are_refused_at_once(tmp_path, declaration, encoding):
+    # A thousand million laughs, where they are expanded.
+    text = make_xml(make_object("&l9;", (1, 1, 9, 9)))
+    if "%" in declaration:
+        text = text.replace("&l9;", "cat")
+    root = make_tree(tmp_path, x="")
+    start = f'<?xml version="1.0" encoding="{encoding.removesuffix("-le")}"?>'
+    mark = "\ufeff" if encoding == "utf-16-le" else ""
+    content = f"{mark}{start}<!DOCTYPE annotation [{declaration}]>{text}"
+    (tmp_path / "Annotations/x.xml").write_bytes(content.encode(encoding))
+    begin = time.perf_counter()
+    with pytest.raises(ValueError, match=r"Annotations/x\.xml: expected no entities, got 'l\d'$"):
+        load_voc(root, "train", CLASSES)
+    assert time.perf_counter() - begin < 1
+
+
+def test_an_entity_that_a_file_elsewhere_declares_is_refused(tmp_path):
+    text = make_xml(make_object("&cat;", (1, 1, 9, 9)))
+    root = make_tree(tmp_path, x='<!DOCTYPE annotation SYSTEM "voc.dtd">' + text)
+    with pytest.raises(ValueError, match=r"x\.xml: expected no entities, got 'cat'"):
+        load_voc(root, "train", CLASSES)
+
+
+def test_a_document_type_comments_and_the_five_known_entities_are_read(tmp_path):
+    text = "<!DOCTYPE annotation>" + make_xml(make_object("a &amp;&#38; <!-- x -->b", (1, 1, 9, 9)))
+    root = make_tree(tmp_path, x=text)
+    (record,) = load_voc(root, "train", ["a && b"])
+    assert len(record["annotations"]) == 1
 
 
 def test_an_unknown_encoding_names_the_file(tmp_path):

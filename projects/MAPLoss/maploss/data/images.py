@@ -6,6 +6,12 @@ from collections.abc import Iterable
 
 import numpy as np
 from detectron2.data import detection_utils
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+
+# As many as 11,585 x 11,585: .4 GB where it is read, and several times that where it is resized. A
+# file of a few kilobytes can claim more than any memory holds.
+MAX_PIXELS = 2**27
 
 
 class ImageError(OSError):
@@ -22,13 +28,27 @@ def read_image(file_name: str, image_format: str = "BGR") -> np.ndarray:
     (H, W, 3) uint8, turned as its EXIF data say.
 
     Raises:
-        ImageError: it cannot be read.
+        ImageError: it cannot be read, or has more than MAX_PIXELS.
     """
     try:
+        _check_size(file_name)
         return detection_utils.read_image(file_name, format=image_format)
     except Exception as error:  # Pillow's plug-ins can raise almost anything on broken bytes
         reason = " ".join(str(error).split())
         raise ImageError(f"Cannot read image {file_name}: {reason}") from error
+
+
+def _check_size(file_name: str) -> None:
+    """Raises ValueError by what the header says, before there is memory for the pixels."""
+    expected = f"expected at most {MAX_PIXELS} pixels"
+    try:
+        with PathManager.open(file_name, "rb") as f, Image.open(f) as image:
+            width, height = image.size
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        # Pillow's own limit, a bit higher; its warning is one below it where warnings are errors.
+        raise ValueError(f"{expected} ({error})") from error
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{expected}, got {width} x {height}")
 
 
 def check_images_exist(file_names: Iterable[str]) -> None:
