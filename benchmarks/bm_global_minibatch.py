@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     print(
-        f"cpu, 1 thread a process, torch {torch.__version__}; in each process {args.images} images x "
+        f"cpu, torch {torch.__version__}, 1 thread a process; in each {args.images} images x "
         f"{args.windows} windows x {args.classes} classes, memory {args.memory}"
     )
     rows = []

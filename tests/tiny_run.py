@@ -30,7 +30,7 @@ def write_tiny_data(folder: Path) -> None:
     categories = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
     coco = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "tiny.json").write_text(json.dumps(coco))
-    write_proposals(str(folder / "tiny.pkl"), range(NUM_IMAGES), windows)
+    write_proposals(str(folder / "tiny.npz"), range(NUM_IMAGES), windows)
 
 
 def arguments(folder: Path, output: str, *args: str, config: str = "softmax", **keys) -> list[str]:
@@ -58,7 +58,7 @@ def arguments(folder: Path, output: str, *args: str, config: str = "softmax", **
     }
     for part in ("TRAIN", "TEST"):
         settings[f"DATASETS.{part}"] = f"('tiny_{folder.name}',)"
-        settings[f"DATASETS.PROPOSAL_FILES_{part}"] = f"('{folder}/tiny.pkl',)"
+        settings[f"DATASETS.PROPOSAL_FILES_{part}"] = f"('{folder}/tiny.npz',)"
     settings |= {key.replace("__", "."): value for key, value in keys.items()}
     given = [str(x) for setting in settings.items() for x in setting]
     config_file = str(REPOSITORY / f"configs/Shapes-Detection/{config}.yaml")

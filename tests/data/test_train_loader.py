@@ -124,30 +124,26 @@ def test_ranks_share_the_samples_of_one_process():
     assert [rank for rank, _ in slices] == [0, 1]
 
 
-def test_the_batch_size_is_divided_by_the_ranks(monkeypatch, tiny_cfg, tiny_dataset):
-    name, proposal_file = tiny_dataset
-    tiny_cfg.DATASETS.TRAIN = (name,)
-    tiny_cfg.DATASETS.PROPOSAL_FILES_TRAIN = (proposal_file,)
+def test_the_batch_size_is_divided_by_the_ranks(monkeypatch, tiny_cfg):
     monkeypatch.setattr(comm, "get_world_size", lambda: 3)
     tiny_cfg.SOLVER.IMS_PER_BATCH = 4
     with pytest.raises(ValueError, match=re.escape("IMS_PER_BATCH: expected a multiple of 3")):
-        TrainLoader(tiny_cfg, draw)
+        TrainLoader(tiny_cfg, RECORDS, draw)
     tiny_cfg.SOLVER.IMS_PER_BATCH = 6
-    assert len(first(1, TrainLoader(tiny_cfg, draw))[0]) == 2
+    assert len(first(1, TrainLoader(tiny_cfg, RECORDS, draw))[0]) == 2
 
 
 @pytest.mark.parametrize("name", ["RandomSubsetTrainingSampler", "RepeatFactorTrainingSampler"])
-def test_other_samplers_take_the_seed(tiny_cfg, tiny_dataset, name):
+def test_other_samplers_take_the_seed(tiny_cfg, name):
     if not hasattr(samplers, name):
         pytest.skip("not in Detectron2 0.5")
-    tiny_cfg.DATASETS.TRAIN = (tiny_dataset[0],)
-    tiny_cfg.DATASETS.PROPOSAL_FILES_TRAIN = (tiny_dataset[1],)
     tiny_cfg.DATALOADER.SAMPLER_TRAIN = name
     tiny_cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.5
     tiny_cfg.SOLVER.IMS_PER_BATCH = 1
+    records = [{**x, "annotations": [{"category_id": i % 3}]} for i, x in enumerate(RECORDS)]
     orders = []
     for seed in (3, 4, 3):
-        made = TrainLoader(tiny_cfg, draw)
+        made = TrainLoader(tiny_cfg, records, draw)
         made.seed = seed
         orders.append(names(first(30, made)))
     assert orders[0] == orders[2] != orders[1]

@@ -68,6 +68,8 @@ def assert_equal(a, b, path=""):
         ("softmax", {"DATALOADER__NUM_WORKERS": 1, "SEED": -1}),
         ("softmax", {"SOLVER__ACCUMULATE_STEPS": 2, "DATALOADER__ASPECT_RATIO_GROUPING": True}),
         ("map", {"DATALOADER__NUM_WORKERS": 1, "DATALOADER__ASPECT_RATIO_GROUPING": True}),
+        ("map", {"MODEL__MAP_LOSS__MEMORY": 3}),
+        ("map", {"SOLVER__ACCUMULATE_STEPS": 2, "SOLVER__AMP__ENABLED": True}),
         ("map", {"SOLVER__ACCUMULATE_STEPS": 2, "SOLVER__OPTIMIZER": "SGD"}),
         ("map", {"DATALOADER__SAMPLER_TRAIN": "RepeatFactorTrainingSampler"}),
         (
