@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from maploss.layers import Steps, exact_steps, nms_ap_steps, pseudo_gradient
+from maploss.layers import Steps, ap_steps, exact_steps, nms_ap_steps, pseudo_gradient
 
 from tests.scenes import random_scene
 
@@ -85,6 +85,15 @@ def test_exact_steps_of_a_function_that_is_not_ap():
     assert (float(steps.down_at[0]), float(steps.down_value[0])) == (0, 3)
     assert int(steps.down_partner[3]) == 0  # it leaves the number of those above at one less
     assert steps.up_at[3].isnan()
+
+
+@pytest.mark.parametrize(("dtype", "tiny"), [(torch.float32, 1e-45), (torch.float64, 5e-324)])
+def test_slopes_between_the_closest_scores_there_are_stay_finite(dtype, tiny):
+    scores = torch.tensor([tiny, 0.0, -tiny], dtype=dtype)
+    steps = ap_steps(scores, torch.tensor([-1, 0, -1]), 1)
+    gradient = pseudo_gradient(steps, scores, "mee", 0.5, "paired")
+    assert gradient.isfinite().all()
+    assert gradient[1] > 1e20
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from .checks import check_choice, check_scores
 
 ESTIMATORS = ("mee", "sde")
 PAIRINGS = ("none", "paired")
+# A slope over less would not be a finite float32.
+_LEAST_WIDTH = 1e-30
 
 
 @torch.no_grad()
@@ -29,7 +31,8 @@ def pseudo_gradient(
 
     `sde`: the mean of the slopes to the step above and to the step below, a missing one counting
     0, none taken over less than `min_delta`. `mee`: the mean slope of the upper and the lower
-    envelope, (v+ - v-) / (2 (t+ - t-)), where both steps exist at two places, else as `sde`.
+    envelope, (v+ - v-) / (2 (t+ - t-)), where both steps exist at two places, else as `sde`; places
+    closer than 1e-30 count as so far apart.
 
     `paired` also subtracts each one-sided slope from the coordinate that is passed at the step, so
     that the gradient sums to zero, as that of a function of differences must: this project's own.
@@ -57,6 +60,7 @@ def pseudo_gradient(
         between = up_at - down_at
         # Both steps at the window's own score: its ties. There is no interval to take.
         has_both = between > 0
+        between = between.clamp(min=_LEAST_WIDTH)
         up_width = torch.where(has_both, between, up_width)
         down_width = torch.where(has_both, between, down_width)
     up = (0.5 * (steps.up_value - steps.value) / up_width).nan_to_num(nan=0.0)
