@@ -3,13 +3,17 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test compare bench lint types setup
+.PHONY: demo test fuzz compare bench lint types setup
 
 demo: setup
 	$(PY) train_net.py --config-file configs/Shapes-Detection/map.yaml $(ARGS) OUTPUT_DIR output/demo
 
 test: setup
 	$(PY) -m pytest $(ARGS)
+
+# New cases each time, for the night; what fails is printed with the line that repeats it.
+fuzz: setup
+	$(PY) -m pytest tests/fuzz --hypothesis-profile=nightly $(ARGS)
 
 compare: setup
 	$(PY) tools/compare.py $(ARGS)
