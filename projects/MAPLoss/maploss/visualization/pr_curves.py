@@ -34,15 +34,12 @@ def draw_pr_curves(
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     colors = colormaps["tab10" if len(present) <= 10 else "tab20"].colors
+    style_axes(axes)
     _draw_f1_lines(axes)
     for i, (name, result) in enumerate(present):
         _draw_class(axes, name, result, colors[i % len(colors)])
-    axes.set(xlim=(0, 1.005), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
     mean = np.mean([result.ap["AP50"] for _, result in present]) if present else np.nan
     axes.set_title(f"{title}   mAP {100 * mean:.1f} at IoU 0.5 (area)".strip(), loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="0.93", linewidth=0.8)
-    axes.set_axisbelow(True)
     if present:
         axes.legend(
             loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8.5, title="AP50"
@@ -60,16 +57,40 @@ def _draw_f1_lines(axes: Axes) -> None:
 def _draw_class(axes: Axes, name: str, result: ClassResult, color: tuple) -> None:
     label = f"{100 * result.ap['AP50']:5.1f}  {name}"
     precision, recall = result.precision.numpy(), result.recall.numpy()
+    if draw_interpolated(axes, label, precision, recall, color):
+        best = int(np.argmax(2 * precision * recall / np.maximum(precision + recall, 1e-12)))
+        axes.plot(recall[best], precision[best], "o", color=color, markersize=4)
+
+
+def style_axes(axes: Axes) -> None:
+    """Axes of precision over recall with a faint grid."""
+    axes.set(xlim=(0, 1.005), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="0.93", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def draw_interpolated(
+    axes: Axes, label: str, precision: np.ndarray, recall: np.ndarray, color: tuple
+) -> bool:
+    """
+    Draws a curve as it is, faint, and interpolated; a line at 0 if nothing is found.
+
+    Args:
+        precision, recall: (D,) by falling score.
+
+    Returns:
+        Whether anything is found.
+    """
     # Only where recall rises: between two true positives there may be 100,000 false ones.
     rises = np.diff(recall, prepend=0) > 0
     if not rises.any():
         axes.plot([0, 1], [0, 0], color=color, label=label, linewidth=1.8)
-        return
+        return False
     p, r = precision[rises], recall[rises]
     envelope = np.maximum.accumulate(p[::-1])[::-1]
     axes.plot(r, p, color=color, alpha=0.3, linewidth=0.8)
     axes.step(
         np.r_[0, r, r[-1]], np.r_[envelope[0], envelope, 0], color=color, label=label, linewidth=1.8
     )
-    best = int(np.argmax(2 * precision * recall / np.maximum(precision + recall, 1e-12)))
-    axes.plot(recall[best], precision[best], "o", color=color, markersize=4)
+    return True
