@@ -192,8 +192,7 @@ def test_clipping_is_of_each_number_of_the_gradient(batch, settings, grad_clip):
 
 
 @given(st.data(), draw.minibatches(), SETTINGS)
-def test_images_without_objects_of_a_class_and_below_all_others_change_no_ap(data, batch, settings):
-    # Their windows are false positives: below the last true positive they cost nothing.
+def test_false_positives_below_all_others_change_no_ap(data, batch, settings):
     more = data.draw(draw.boxes(1, 4)).double()
     low = batch["scores"].min() if batch["scores"].numel() else torch.tensor(0.0)
     extended = {
