@@ -21,6 +21,7 @@ from .box_targets import set_box_targets
 from .checkpoints import loading
 from .failures import NamedWriter, one_line_reason
 from .loaders import training_records
+from .loss_pictures import LossPictures
 from .loss_points import keeping_loss_points
 from .progress_writer import ProgressWriter
 from .safe_checkpointer import SafeCheckpointer
@@ -85,7 +86,12 @@ class CheckedTrainer(DefaultTrainer):
             allow_pickle=self.cfg.ALLOW_PICKLE,
             **made.checkpointables,
         )
-        return super().build_hooks()
+        made_hooks = super().build_hooks()
+        if comm.is_main_process():
+            # Before the hook that writes.
+            pictures = LossPictures(self.model, self.cfg.VIS_PERIOD, self.cfg.INPUT.FORMAT)
+            made_hooks.insert(-1, pictures)
+        return made_hooks
 
     def resume_or_load(self, resume: bool = True) -> None:
         resume = resume and self.checkpointer.choose_last()
