@@ -72,6 +72,13 @@ def test_what_is_neither_a_tensor_nor_a_plain_container_is_told(tmp_path):
         load(tmp_path / "y.pth")
 
 
+def test_arrays_of_older_versions_of_numpy_are_loaded(tmp_path):
+    content = {"weight": np.full((8, 8), 3, np.float32), "bias": np.zeros(8, np.float32)}
+    pickled = pickle.dumps({"blobs": content}, protocol=2)
+    (tmp_path / "x.pkl").write_bytes(pickled.replace(b"cnumpy._core.", b"cnumpy.core."))
+    assert load(tmp_path / "x.pkl", allow_pickle=True) == 3
+
+
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 def test_arrays_of_the_model_zoo_are_loaded_where_pickles_are_allowed(tmp_path, protocol):
     weights = {"weight": np.full((8, 8), 3, np.float32), "bias": np.zeros(8, np.float32)}
@@ -211,9 +218,12 @@ def test_a_kill_in_the_middle_of_saving_leaves_the_checkpoint_before(tmp_path, d
     content = checkpointer.resume_or_load("", resume=True)
     assert last == f"model_{content['iteration']:07d}.pth"
     assert content["iteration"] >= 2
-    (tmp_path / ".model_0000001.tmp-x").mkdir()
+    # What another program is writing here is left alone.
+    for name in (".model_0000001.tmp-x", ".last_checkpoint.tmp-x", ".windows.tmp-x"):
+        (tmp_path / name).mkdir()
     checkpointer.save("model_final")
-    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+    hidden = [name for name in os.listdir(tmp_path) if name.startswith(".")]
+    assert hidden == [".windows.tmp-x"]
 
 
 def choose_in_process(rank, folder, results):

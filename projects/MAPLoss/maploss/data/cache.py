@@ -33,7 +33,9 @@ def new_folder(path: str) -> Iterator[str | None]:
         if os.path.isdir(path):
             yield None
             return
-        _remove(parent, f"{name}.tmp-")
+        for leftover in os.listdir(parent):
+            if leftover.startswith(f"{name}.tmp-"):
+                shutil.rmtree(os.path.join(parent, leftover), ignore_errors=True)
         folder = tempfile.mkdtemp(prefix=f"{name}.tmp-", dir=parent)
         try:
             yield folder
@@ -66,25 +68,17 @@ def new_file(path: str) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_leftovers(path: str) -> None:
+def remove_leftovers(path: str, *, is_beginning: bool = False) -> None:
     """
     Removes what processes that were killed have left of :func:`new_file`; none may be at it.
 
     Args:
-        path: of the file, or a folder, for all files in it.
+        path: of the file; with `is_beginning` that of all files whose paths begin so.
     """
-    if os.path.isdir(path):
-        for name in os.listdir(path):
-            if name.startswith(".") and ".tmp-" in name:
-                shutil.rmtree(os.path.join(path, name), ignore_errors=True)
-        return
     parent, name = os.path.split(os.path.abspath(path))
-    _remove(parent, f".{os.path.splitext(name)[0]}.tmp-")
-
-
-def _remove(parent: str, prefix: str) -> None:
+    stem = name if is_beginning else os.path.splitext(name)[0] + ".tmp-"
     for leftover in os.listdir(parent):
-        if leftover.startswith(prefix):
+        if leftover.startswith(f".{stem}") and ".tmp-" in leftover:
             shutil.rmtree(os.path.join(parent, leftover), ignore_errors=True)
 
 

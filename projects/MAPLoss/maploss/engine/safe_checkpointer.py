@@ -59,7 +59,9 @@ class SafeCheckpointer(DetectionCheckpointer, _TensorsOnly):
             return
         path = os.path.join(self.save_dir, f"{name}.pth")
         if os.path.isdir(self.save_dir):
-            remove_leftovers(self.save_dir)
+            for name_begins in ("model_", "last_checkpoint"):
+                beginning = os.path.join(self.save_dir, name_begins)
+                remove_leftovers(beginning, is_beginning=True)
         data = {"model": self.model.state_dict()}
         data |= {key: x.state_dict() for key, x in self.checkpointables.items()} | kwargs
         self.logger.info(f"Saving checkpoint to {path}")

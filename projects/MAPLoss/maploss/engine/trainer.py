@@ -42,9 +42,10 @@ class CheckedTrainer(DefaultTrainer):
     checkpoint is what a training without a stop would have made.
 
     A loss or score that is not finite, in training or in the evaluations meanwhile, names the
-    iteration and the last checkpoint of this run; a checkpoint that cannot be loaded is named. An
-    image that cannot be read, a worker or another rank that died, and files that cannot be written
-    end the process with one line that does so too.
+    iteration and the last checkpoint of this run; a checkpoint that cannot be loaded is named, and
+    resuming goes on from the one before it if it is damaged. An image that cannot be read, a worker
+    or another rank that died, and files that cannot be written end the process with one line that
+    names iteration and checkpoint too.
     """
 
     def __init__(self, cfg: CfgNode):
