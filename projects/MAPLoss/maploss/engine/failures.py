@@ -10,7 +10,6 @@ from ..data.images import ImageError
 # Messages of torch: that of a worker itself ends in "worker process", with its number.
 _WORKER_DIED = re.compile(r"DataLoader worker \(pid")
 _RANK_LOST = re.compile(r"gloo/transport|NCCL")
-_NOT_WRITTEN = re.compile(r"PytorchStreamWriter failed|file write failed")
 
 
 def one_line_reason(
@@ -26,18 +25,24 @@ def one_line_reason(
     text = " ".join(str(error).split())
     if isinstance(error, ImageError):
         return error.reason()
-    if is_writing and isinstance(error, OSError):
-        path = error.filename or output_dir
-        return f"cannot write {path}: {error.strerror or text}"
+    failed_write = _first_os_error(error) if is_writing else None
+    if failed_write:
+        path = failed_write.filename or f"to {output_dir}"
+        return f"cannot write {path}: {failed_write.strerror or failed_write}"
     if not isinstance(error, RuntimeError):
         return None
-    if is_writing and _NOT_WRITTEN.search(text):
-        return f"cannot write a checkpoint to {output_dir}: {text[:200]}"
     if _WORKER_DIED.search(text):
         return f"a process that reads images has died: {text[:300]}"
     if num_ranks > 1 and _RANK_LOST.search(text):
         return f"another process of this training has died or does not answer: {text[:300]}"
     return None
+
+
+def _first_os_error(error: BaseException | None) -> OSError | None:
+    # torch.save raises a RuntimeError where it cannot end the file that it could not write.
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 class NamedWriter(EventWriter):

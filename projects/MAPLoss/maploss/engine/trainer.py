@@ -63,6 +63,7 @@ class CheckedTrainer(DefaultTrainer):
         # Before a checkpoint is loaded, whose box regression may have been trained for others.
         set_box_targets(getattr(self.model, "module", self.model), cfg)
         self._older_tag: int | None = None
+        self._stopped: str | None = None
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
@@ -184,10 +185,13 @@ class CheckedTrainer(DefaultTrainer):
             if reason is None:
                 raise
             # Detectron2 would log a traceback of anything else.
-            sys.exit(
+            message = (
                 f"error: training stopped in iteration {self._iteration()}: {reason} "
                 f"(last checkpoint: {self._last_checkpoint()})"
             )
+            # What fails in after_train after that follows from it.
+            self._stopped = self._stopped or message
+            sys.exit(self._stopped)
 
     def _iteration(self) -> int:
         # After the last iteration `iter` is one further.

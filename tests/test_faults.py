@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs whose processes are killed, whose disk is full, whose ranks end: what is said, and lost."""
+
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import DefaultTrainer, default_argument_parser
+from detectron2.utils import comm
+
+import train_net
+from tests.conftest import REPOSITORY
+from tests.distributed import rank_outcomes, run_ranks
+from tests.tiny_run import arguments, write_tiny_data
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_tiny_data(tmp_path)
+    yield tmp_path
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        if f"tiny_{tmp_path.name}" in catalog:
+            catalog.remove(f"tiny_{tmp_path.name}")
+
+
+def train(args):
+    train_net.main(default_argument_parser().parse_args(args))
+
+
+def train_twice(args, output):
+    """Without a stop, and from the middle on; returns both models and optimizers."""
+    trained = []
+    for resume in ([], ["--resume"]):
+        train([*args, *resume][:2] + resume + args[2:])
+        comm.synchronize()
+        state = torch.load(output / "model_final.pth", map_location="cpu", weights_only=False)
+        trained.append((state["model"], state["trainer"]["_trainer"]["optimizer"]["state"]))
+        comm.synchronize()
+        if comm.is_main_process():
+            (output / "last_checkpoint").write_text("model_0000003.pth")
+        comm.synchronize()
+    return trained
+
+
+def fail_in_iteration_3(args, how):
+    step = DefaultTrainer.run_step
+
+    def fail(trainer):
+        if trainer.iter == 3 and comm.get_rank() == 1:
+            if how == "hangs":
+                time.sleep(25)
+            if how == "is killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise LookupError("something of rank 1 failed")
+        step(trainer)
+
+    DefaultTrainer.run_step = fail
+    train(args)
+
+
+def models(path):
+    return torch.load(path, map_location="cpu", weights_only=False)["model"]
+
+
+def run_until(path, args, delay):
+    """Kills train_net.py so many seconds after the file is there."""
+    command = [sys.executable, str(REPOSITORY / "train_net.py"), *args]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not path.exists() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.002)
+    time.sleep(delay)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(folder):
+    keys = {"SOLVER__MAX_ITER": 60, "SOLVER__CHECKPOINT_PERIOD": 4, "DATALOADER__NUM_WORKERS": 1}
+    killed = folder / "killed"
+    run_until(killed / "model_0000007.pth", arguments(folder, "killed", **keys), 0.0)
+    run_until(killed / "model_0000031.pth", arguments(folder, "killed", "--resume", **keys), 0.07)
+    assert not (killed / "model_final.pth").exists()
+    train(arguments(folder, "killed", "--resume", **keys))
+    train(arguments(folder, "whole", **keys))
+    whole = models(folder / "whole/model_final.pth")
+    ended = models(killed / "model_final.pth")
+    assert whole.keys() == ended.keys()
+    assert all(torch.equal(whole[key], ended[key]) for key in whole)
+
+
+def test_a_worker_that_is_killed_stops_with_iteration_and_checkpoint(folder, monkeypatch):
+    step = DefaultTrainer.run_step
+
+    def kill_worker(trainer):
+        if trainer.iter == 3:
+            (worker,) = multiprocessing.active_children()
+            worker.kill()
+            time.sleep(1)
+        step(trainer)
+
+    monkeypatch.setattr(DefaultTrainer, "run_step", kill_worker)
+    with pytest.raises(SystemExit) as stop:
+        train(arguments(folder, "output", DATALOADER__NUM_WORKERS=1, SOLVER__MAX_ITER=200))
+    assert re.fullmatch(
+        r"error: training stopped in iteration 3: a process that reads images has died: DataLoader "
+        r"worker \(pid.*\) .* \(last checkpoint: .*/output/model_0000001\.pth\)",
+        str(stop.value),
+    )
+
+
+FULL = """
+import resource, sys
+from detectron2.engine import DefaultTrainer
+import train_net
+
+def step(trainer, step=DefaultTrainer.run_step):
+    if trainer.iter == {iteration}:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+    step(trainer)
+
+DefaultTrainer.run_step = step
+train_net.main(train_net.default_argument_parser().parse_args(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("iteration", "period", "file", "last"),
+    [(3, 2, "", r"/output/model_0000001\.pth"), (19, 9, r"/metrics\.json", "model_0000017.pth")],
+)
+def test_a_full_disk_stops_with_file_iteration_and_checkpoint(
+    folder, iteration, period, file, last
+):
+    keys = {"SOLVER__CHECKPOINT_PERIOD": period, "SOLVER__MAX_ITER": 40}
+    ran = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            FULL.format(iteration=iteration),
+            *arguments(folder, "output", **keys),
+        ],
+        env=ENVIRONMENT,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 1
+    said = [line for line in ran.stderr.splitlines() if line.startswith("error: ")]
+    message = (
+        f"error: training stopped in iteration {iteration}: cannot write .*/output{file}"
+        rf": .* \(last checkpoint: .*{last}\)"
+    )
+    assert len(said) == 1
+    assert re.fullmatch(message, said[0])
+
+
+def test_two_ranks_resume_exactly(folder):
+    args = arguments(folder, "output", DATALOADER__NUM_WORKERS=1)
+    (whole, resumed), _ = run_ranks(train_twice, 2, args, folder / "output")
+    for a, b in zip(whole, resumed, strict=True):
+        torch.testing.assert_close(b, a, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("how", ["fails", "is killed", "hangs"])
+def test_a_rank_that_ends_or_hangs_ends_the_other_with_iteration_and_checkpoint(folder, how):
+    args = arguments(folder, "output", SOLVER__MAX_ITER=1000)
+    timeout = 10.0 if how == "hangs" else 100.0
+    other, ended = rank_outcomes(fail_in_iteration_3, 2, args, how, limit=90.0, timeout=timeout)
+    said = other.output.splitlines()[-1]
+    assert re.fullmatch(
+        r"error: training stopped in iteration 3: another process of this training has died or "
+        r"does not answer: .* \(last checkpoint: .*/output/model_0000001\.pth\)",
+        said,
+    )
+    assert other.status == 1
+    if how == "fails":
+        assert "LookupError: something of rank 1 failed" in ended.output
+    if how != "hangs":
+        assert other.seconds - ended.seconds < 15
