@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Processes over gloo on the CPU, as Detectron2's launch() starts them on GPUs."""
 
+import contextlib
 import os
 import pickle
+import signal
 import sys
 import tempfile
 import time
@@ -34,7 +36,7 @@ def run_ranks(function: Callable, world_size: int, *args: Any, limit: float = 12
     detectron2.utils.comm and torch.distributed (gloo) know the ranks, and Detectron2's trainer
     wraps its model in DistributedDataParallel for the CPU. Processes are spawned: `function` is one
     of a module, arguments and results can be pickled, and nothing that is patched or registered
-    here is known there.
+    here is known there. Workers of data loaders are spawned too, which takes long.
 
     Raises:
         AssertionError: a rank failed or was killed after `limit` seconds, with all output.
@@ -72,6 +74,9 @@ def rank_outcomes(
                 time.sleep(0.02)
         finally:
             for process in ranks:
+                # With workers of data loaders, which may not notice.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
                 process.kill()
                 process.join()
         return [
@@ -91,6 +96,7 @@ def _told(folder: str, rank: int) -> tuple[Any, str]:
 def _rank(
     folder: str, rank: int, world_size: int, timeout: float, function: Callable, args: tuple
 ) -> None:
+    os.setsid()
     with open(os.path.join(folder, f"output{rank}"), "w") as f:
         os.dup2(f.fileno(), 1)
         os.dup2(f.fileno(), 2)
@@ -116,8 +122,10 @@ def _rank(
             traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)  # others may be waiting for this one, and it for them
-    with open(os.path.join(folder, f"result{rank}"), "wb") as f:
+    path = os.path.join(folder, f"result{rank}")
+    with open(f"{path}.tmp", "wb") as f:
         pickle.dump(result, f)
+    os.replace(f"{path}.tmp", path)
     distributed.barrier()
     distributed.destroy_process_group()
 

@@ -163,7 +163,7 @@ def test_a_full_disk_stops_with_file_iteration_and_checkpoint(
 
 
 def test_two_ranks_resume_exactly(folder):
-    args = arguments(folder, "output", DATALOADER__NUM_WORKERS=1)
+    args = arguments(folder, "output")
     (whole, resumed), _ = run_ranks(train_twice, 2, args, folder / "output")
     for a, b in zip(whole, resumed, strict=True):
         torch.testing.assert_close(b, a, rtol=0, atol=0)
