@@ -49,17 +49,13 @@ def run_ranks(function: Callable, world_size: int, *args: Any, limit: float = 12
 
 
 def rank_outcomes(
-    function: Callable, world_size: int, *args: Any, limit: float = 120.0, timeout: float = 60.0
+    function: Callable, world_size: int, *args: Any, limit: float = 120.0
 ) -> list[Outcome]:
-    """
-    As run_ranks, for ranks that are expected to fail; whatever lasts is killed at the limit.
-
-    Ranks wait for each other `timeout` seconds, as Detectron2's launch() has it.
-    """
+    """As run_ranks, for ranks that are expected to fail; whatever lasts is killed at the limit."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
-            context.Process(target=_rank, args=(folder, i, world_size, timeout, function, args))
+            context.Process(target=_rank, args=(folder, i, world_size, function, args))
             for i in range(world_size)
         ]
         start = time.monotonic()
@@ -93,9 +89,7 @@ def _told(folder: str, rank: int) -> tuple[Any, str]:
         return result, f.read()
 
 
-def _rank(
-    folder: str, rank: int, world_size: int, timeout: float, function: Callable, args: tuple
-) -> None:
+def _rank(folder: str, rank: int, world_size: int, function: Callable, args: tuple) -> None:
     os.setsid()
     with open(os.path.join(folder, f"output{rank}"), "w") as f:
         os.dup2(f.fileno(), 1)
@@ -106,7 +100,7 @@ def _rank(
         init_method=f"file://{folder}/store",
         rank=rank,
         world_size=world_size,
-        timeout=timedelta(seconds=timeout),
+        timeout=timedelta(seconds=60),
     )
     _create_local_group(world_size)
     # Detectron2 gives the number of a GPU.

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultTrainer, default_argument_parser
 from detectron2.utils import comm
+from torch.distributed import distributed_c10d
 
 import train_net
 from tests.conftest import REPOSITORY
@@ -55,6 +57,9 @@ def fail_in_iteration_3(args, how):
     step = DefaultTrainer.run_step
 
     def fail(trainer):
+        if trainer.iter == 3 and how == "hangs":
+            # As the timeout of Detectron2's launch(), in which processes may be slow to start.
+            distributed_c10d._set_pg_timeout(timedelta(seconds=5))
         if trainer.iter == 3 and comm.get_rank() == 1:
             if how == "hangs":
                 time.sleep(25)
@@ -172,8 +177,7 @@ def test_two_ranks_resume_exactly(folder):
 @pytest.mark.parametrize("how", ["fails", "is killed", "hangs"])
 def test_a_rank_that_ends_or_hangs_ends_the_other_with_iteration_and_checkpoint(folder, how):
     args = arguments(folder, "output", SOLVER__MAX_ITER=1000)
-    timeout = 10.0 if how == "hangs" else 100.0
-    other, ended = rank_outcomes(fail_in_iteration_3, 2, args, how, limit=90.0, timeout=timeout)
+    other, ended = rank_outcomes(fail_in_iteration_3, 2, args, how)
     said = other.output.splitlines()[-1]
     assert re.fullmatch(
         r"error: training stopped in iteration 3: another process of this training has died or "
@@ -183,5 +187,7 @@ def test_a_rank_that_ends_or_hangs_ends_the_other_with_iteration_and_checkpoint(
     assert other.status == 1
     if how == "fails":
         assert "LookupError: something of rank 1 failed" in ended.output
-    if how != "hangs":
+    if how == "hangs":
+        assert other.seconds < ended.seconds
+    else:
         assert other.seconds - ended.seconds < 15
