@@ -5,6 +5,8 @@ import pytest
 import torch
 from maploss.layers import average_precision, pair_gradient
 
+from tests.reference import pair_gradient as reference
+
 
 def random_list(seed: int, count: int = 30) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
@@ -101,37 +103,13 @@ def hidden_list(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return scores, matched, is_kept
 
 
-def slow_gradient(scores, matched, num_gt, is_kept, margin) -> torch.Tensor:
-    """The definition, one pair at a time."""
-    kept = [i for i in scores.argsort(descending=True).tolist() if is_kept[i] and matched[i] > -2]
-    tps, fps = {}, []
-    for i in kept:
-        gt = int(matched[i])
-        if gt >= 0 and gt not in tps:
-            tps[gt] = i
-        else:
-            fps.append(i)
-    gradient = torch.zeros_like(scores)
-    hidden = [i for i in range(len(scores)) if not is_kept[i] and matched[i] >= 0]
-    for i in [*tps.values(), *hidden]:
-        others = [t for gt, t in tps.items() if gt != int(matched[i])]
-        above = {
-            j: min(max(float(scores[j] - scores[i]) / (2 * margin) + 0.5, 0.0), 1.0) for j in fps
-        }
-        rank = 1 + sum(bool(scores[t] > scores[i]) for t in others) + sum(above.values())
-        for j in fps:
-            gradient[i] += above[j] / (num_gt * rank)
-            gradient[j] -= above[j] / (num_gt * rank)
-    return gradient
-
-
 @pytest.mark.parametrize("margin", [0.05, 1.0])
 def test_hidden_windows_over_objects_are_pushed_as_by_the_definition(margin):
     for seed in range(30):
         scores, matched, is_kept = hidden_list(seed)
         gradient = pair_gradient(scores, matched, 6, is_kept, margin=margin)
-        expected = slow_gradient(scores, matched, 6, is_kept, margin)
-        torch.testing.assert_close(gradient, expected)
+        expected = reference.pair_gradient(scores.numpy(), matched, 6, is_kept, margin)
+        torch.testing.assert_close(gradient, torch.from_numpy(expected).to(gradient))
         assert (gradient[~is_kept & (matched >= 0)] > 0).any()
         assert not gradient[~is_kept & (matched < 0)].any()
         assert float(gradient.sum().abs()) < 1e-12
@@ -160,12 +138,30 @@ def test_many_windows_are_taken_in_parts_with_the_same_result(monkeypatch):
     torch.testing.assert_close(pair_gradient(scores, matched, 6, is_kept), whole)
 
 
+@pytest.mark.parametrize("transitivity", ["label_aware", "none"])
+def test_what_some_windows_push_and_what_the_others_push_add_up(transitivity):
+    scores, matched, is_kept = hidden_list(3)
+    settings = {"transitivity": transitivity, "margin": 0.5}
+    whole = pair_gradient(scores, matched, 6, is_kept, **settings)
+    moving = torch.arange(len(scores)) % 3 == 0
+    parts = [
+        pair_gradient(scores, matched, 6, is_kept, **settings, is_moving=x)
+        for x in (moving, ~moving)
+    ]
+    torch.testing.assert_close(parts[0] + parts[1], whole)
+    # Only windows that move are pushed up.
+    assert (parts[0][~moving] <= 0).all()
+    assert (parts[0][moving] > 0).any()
+
+
 def test_an_unknown_transitivity_or_a_wrong_mask_is_named():
     scores, matched = torch.zeros(2), torch.tensor([0, -1])
     with pytest.raises(ValueError, match=r"transitivity.*label_aware, none, got 'exact'"):
         pair_gradient(scores, matched, 1, transitivity="exact")
     with pytest.raises(ValueError, match=r"is_kept: expected shape \(2,\), got \(3,\)"):
         pair_gradient(scores, matched, 1, torch.ones(3, dtype=torch.bool))
+    with pytest.raises(TypeError, match="is_moving: expected dtype"):
+        pair_gradient(scores, matched, 1, is_moving=torch.ones(2))
 
 
 @pytest.mark.parametrize("transitivity", ["label_aware", "none"])
