@@ -11,8 +11,8 @@ from maploss.engine import build_optimizer, load_config
 from maploss.engine.accumulating_trainer import AccumulatingTrainer
 from torch.nn.parallel import DistributedDataParallel
 
-from ..conftest import REPOSITORY
-from ..distributed import run_ranks
+from tests.conftest import REPOSITORY
+from tests.distributed import run_ranks
 
 SIZE = (64, 96)
 TINY = [

@@ -5,7 +5,7 @@ import pytest
 import torch
 from maploss.layers import DetectionMemory, MAPLoss, map_loss
 
-from ..distributed import run_ranks
+from tests.distributed import run_ranks
 
 NUM_IMAGES, NUM_WINDOWS, NUM_CLASSES = 8, 30, 5
 SETTINGS = [
