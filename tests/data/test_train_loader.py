@@ -126,6 +126,7 @@ def test_ranks_share_the_samples_of_one_process():
 
 def test_the_batch_size_is_divided_by_the_ranks(monkeypatch, tiny_cfg):
     monkeypatch.setattr(comm, "get_world_size", lambda: 3)
+    monkeypatch.setattr(comm, "shared_random_seed", lambda: 0)  # asks the other ranks
     tiny_cfg.SOLVER.IMS_PER_BATCH = 4
     with pytest.raises(ValueError, match=re.escape("IMS_PER_BATCH: expected a multiple of 3")):
         TrainLoader(tiny_cfg, RECORDS, draw)
