@@ -19,10 +19,7 @@ compare: setup
 	$(PY) tools/compare.py $(ARGS)
 
 bench: setup
-	$(PY) benchmarks/bm_map_loss.py $(ARGS)
-	$(PY) benchmarks/bm_training_step.py $(ARGS)
-	$(PY) benchmarks/bm_ohem.py $(ARGS)
-	$(PY) benchmarks/bm_ranking_losses.py $(ARGS)
+	$(PY) benchmarks/run_all.py $(ARGS)
 
 lint: setup
 	$(PY) -m ruff check .

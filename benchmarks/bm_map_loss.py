@@ -15,11 +15,13 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from detectron2.layers import batched_nms
 from maploss.layers import map_loss
+from report import Row, machine, table
 
 NUM_WINDOWS, NUM_CLASSES, NUM_PRESENT, NMS_THRESH = 2000, 20, 8, 0.3
 
@@ -42,10 +44,11 @@ def make_minibatch(
     *,
     num_windows: int = NUM_WINDOWS,
     num_classes: int = NUM_CLASSES,
+    max_objects: int = 4,
 ) -> Minibatch:
     """
-    Windows of 500 x 375 images, a tenth of them jittered around the objects, which are of the first
-    two fifths of the classes.
+    Windows of 500 x 375 images, a tenth of them jittered around the objects, 1 to max_objects in
+    each, which are of the first two fifths of the classes.
     """
     num_present = max(1, round(num_classes * NUM_PRESENT / NUM_CLASSES))
     generator = torch.Generator().manual_seed(seed)
@@ -55,7 +58,7 @@ def make_minibatch(
     phases = torch.rand(64, generator=generator) * 6.28
     readout = torch.randn(64, num_classes, generator=generator) / 8
     for image in range(num_images):
-        num_objects = int(torch.randint(1, 5, (), generator=generator))
+        num_objects = int(torch.randint(1, max_objects + 1, (), generator=generator))
         center = torch.rand(num_objects, 2, generator=generator) * frame
         size = (3.9 + torch.rand(num_objects, 2, generator=generator) * 1.9).exp()
         objects = torch.cat([center - size / 2, center + size / 2], 1)
@@ -152,29 +155,48 @@ def peak_mebibytes(work: Callable[[], None], device: torch.device) -> float:
     return peak / 2**20
 
 
-def main() -> None:
-    """Prints one line for each estimator and transitivity."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--device", default="cpu")
-    device = torch.device(parser.parse_args().device)
-    torch.set_grad_enabled(True)
-    batch, quarter = make_minibatch(16, device), make_minibatch(4, device)
-    num_present = len(batch.gt_classes.unique())
-    print(
-        f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}: "
-        f"16 images x {NUM_WINDOWS} windows x {NUM_CLASSES} classes, {num_present} present"
+def measure(
+    device: str = "cpu", *, num_images: int = 16, num_windows: int = NUM_WINDOWS
+) -> list[Row]:
+    """`batched_nms`, and each estimator and transitivity beside it."""
+    where = torch.device(device)
+    batch, quarter = (
+        make_minibatch(n, where, num_windows=num_windows) for n in (num_images, num_images // 4)
     )
-    nms = seconds(lambda: run_nms(batch), device)
-    print(f"batched_nms, classes present  {nms * 1e3:8.1f} ms")
+    name = Path(__file__).stem
+    shape = (
+        f"{num_images} images x {num_windows} windows x {NUM_CLASSES} classes, "
+        f"{len(batch.gt_classes.unique())} present"
+    )
+    nms = seconds(partial(run_nms, batch), where)
+    rows = [Row(name, "batched_nms, classes present", 1e3 * nms, note=shape)]
     for estimator, level, limit in VARIANTS:
         run, run_small = (partial(run_loss, x, estimator, level) for x in (batch, quarter))
         # Beside its own baseline, so that a machine that slows down slows both.
-        loss, nms, small = (seconds(f, device) for f in (run, partial(run_nms, batch), run_small))
-        print(
-            f"map_loss {estimator + ', ' + level:<18}   {loss * 1e3:8.1f} ms  {loss / nms:5.2f} x "
-            f"batched_nms (goal {limit:g})  {loss / small:4.2f} x of 4 images (goal 5)  "
-            f"peak {peak_mebibytes(run, device):5.0f} MiB (goal 1024)"
+        loss, nms, small = (seconds(f, where) for f in (run, partial(run_nms, batch), run_small))
+        rows.append(
+            Row(
+                name,
+                f"{estimator}, {level}",
+                1e3 * loss,
+                loss / nms,
+                "batched_nms",
+                peak_mebibytes(run, where),
+                "peak",
+                f"{loss / small:.1f} x of {num_images // 4} images; "
+                f"goals {limit:g} x, 5 x, 1024 MiB",
+            )
         )
+    return rows
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--device", default="cpu")
+    device = parser.parse_args().device
+    print(machine(device))
+    print(table(measure(device)))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from maploss.engine import build_optimizer, load_config
-from tabulate import tabulate
+from report import Row, machine, table
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "OHEM"
 METHODS = {
@@ -61,7 +61,7 @@ def make_batch(num_windows: int) -> list[dict]:
 
 
 def run_method(method: str, network: str, steps: int, num_windows: int, device: str) -> None:
-    """In a process of its own: prints the times of the steps and the peak of memory as JSON."""
+    """In a process of its own: prints seconds of the steps and the peak in MiB as JSON."""
     overrides = [*METHODS[method], "MODEL.DEVICE", device, "MODEL.WEIGHTS", ""]
     cfg = load_config(str(CONFIGS / f"{network}.yaml"), overrides)
     model = build_model(cfg).train()
@@ -77,14 +77,57 @@ def run_method(method: str, network: str, steps: int, num_windows: int, device: 
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
     if device == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 2**30
+        peak = torch.cuda.max_memory_allocated() / 2**20
     else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     print(json.dumps({"times": times[1:], "peak": peak}))  # the first step warms up
 
 
+def measure(
+    device: str = "cpu",
+    *,
+    network: str = "M",
+    steps: int = 3,
+    num_windows: int = 2000,
+    num_turns: int = 2,
+) -> list[Row]:
+    """Each method `num_turns` times, by turns."""
+    options = {"network": network, "steps": steps, "windows": num_windows, "device": device}
+    command = [sys.executable, __file__, *(f"--{key}={x}" for key, x in options.items())]
+    times: dict[str, list[float]] = {name: [] for name in METHODS}
+    peaks: dict[str, float] = {}
+    for _ in range(num_turns):
+        for name in METHODS:
+            done = subprocess.run(
+                [*command, "--method", name], stdout=subprocess.PIPE, text=True, check=True
+            )
+            found = json.loads(done.stdout.splitlines()[-1])
+            times[name] += found["times"]
+            peaks[name] = max(found["peak"], peaks.get(name, 0.0))
+    medians = {name: statistics.median(x) for name, x in times.items()}
+    time_ratio, peak_ratio = PAPER[network]
+    notes = {
+        "plain": f"{network}, 2 images x {num_windows} windows",
+        "OHEM": f"the paper: {time_ratio:.2f}, peak {peak_ratio:.2f} x",
+        "one pass": f"{medians['one pass'] / medians['OHEM']:.2f} x OHEM (goal 2)",
+    }
+    return [
+        Row(
+            Path(__file__).stem,
+            name,
+            1e3 * medians[name],
+            medians[name] / medians["plain"],
+            "plain",
+            peaks[name],
+            f"peak, {peaks[name] / peaks['plain']:.2f} x plain",
+            notes[name],
+        )
+        for name in METHODS
+    ]
+
+
 def main() -> None:
-    """Runs each method twice, by turns, and prints the table."""
+    """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--network", choices=tuple(PAPER), default="M")
     parser.add_argument("--steps", type=int, default=3)
@@ -95,37 +138,9 @@ def main() -> None:
     if args.method:
         run_method(args.method, args.network, args.steps, args.windows, args.device)
         return
-    times: dict[str, list[float]] = {name: [] for name in METHODS}
-    peaks: dict[str, float] = {}
-    for _ in range(2):
-        for name in METHODS:
-            command = [sys.executable, __file__, *sys.argv[1:], "--method", name]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            found = json.loads(done.stdout.splitlines()[-1])
-            times[name] += found["times"]
-            peaks[name] = max(found["peak"], peaks.get(name, 0.0))
-    medians = {name: statistics.median(x) for name, x in times.items()}
-    paper = {"OHEM": PAPER[args.network]}
-    rows = [
-        [
-            name,
-            medians[name],
-            medians[name] / medians["plain"],
-            paper.get(name, (None, None))[0],
-            peaks[name],
-            peaks[name] / peaks["plain"],
-            paper.get(name, (None, None))[1],
-        ]
-        for name in METHODS
-    ]
-    print(
-        f"{args.network}, 2 images x {args.windows} windows, {args.device}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}"
-    )
-    headers = ["", "s/iteration", "ratio", "paper", "peak, GiB", "ratio", "paper"]
-    print(tabulate(rows, headers, tablefmt="github", floatfmt=".2f"))
-    faster = medians["one pass"] / medians["OHEM"]
-    print(f"OHEM is {faster:.2f} times faster than the one pass (goal 2)")
+    print(machine(args.device))
+    options = {"network": args.network, "steps": args.steps, "num_windows": args.windows}
+    print(table(measure(args.device, **options)))
 
 
 if __name__ == "__main__":

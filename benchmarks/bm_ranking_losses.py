@@ -2,10 +2,10 @@
 """
 Time and peak memory of all ranking losses and of the mAP loss on the same logits, in one run.
 
-    python benchmarks/bm_ranking_losses.py [--device cuda] [--repeats 3]
+    python benchmarks/bm_ranking_losses.py [--device cuda] [--repeats 1]
 
-Prints two tables: 1,000 positives and 100,000 negatives, of one class, and 16 images x 2,000
-windows x 20 classes. Forward and backward; the ranking losses see one list of all windows and
+Two cases: 1,000 positives and 100,000 negatives, of one class, and 16 images x 2,000 windows x 20
+classes. Forward and backward; the ranking losses see one list of all windows and
 classes, the mAP loss and direct loss minimisation each class by itself. Ratios are to binary
 cross-entropy of the same logits. Windows are those of `bm_map_loss.py`.
 """
@@ -13,6 +13,7 @@ cross-entropy of the same logits. Windows are those of `bm_map_loss.py`.
 import argparse
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -27,9 +28,10 @@ from maploss.layers import (
     rank_sort_loss,
     smooth_ap_loss,
 )
+from report import Row, machine, table
 from torch.nn import functional as F
 
-NUM_POSITIVES, NUM_NEGATIVES = 1000, 100_000
+NUM_NEGATIVES = 100_000
 
 
 class Case(NamedTuple):
@@ -42,23 +44,24 @@ class Case(NamedTuple):
     quality: torch.Tensor
 
 
-def one_class(device: torch.device) -> Case:
-    """The first class alone; the 1,000 windows of most overlap are positive."""
-    batch = make_minibatch(-(-(NUM_POSITIVES + NUM_NEGATIVES) // 2000), device)
+def one_class(device: torch.device, num_negatives: int) -> Case:
+    """The first class alone; a hundredth as many windows, those of most overlap, are positive."""
+    num_positives = num_negatives // 100
+    batch = make_minibatch(-(-(num_positives + num_negatives) // 2000), device)
     batch = batch._replace(
         scores=batch.scores[:, :1].contiguous(), gt_classes=torch.zeros_like(batch.gt_classes)
     )
     iou = _overlaps(batch)[:, 0]
     order = iou.argsort(descending=True)
     labels = torch.full_like(order, -1)[:, None]
-    labels[order[: NUM_POSITIVES + NUM_NEGATIVES]] = 0
-    labels[order[:NUM_POSITIVES]] = 1
+    labels[order[: num_positives + num_negatives]] = 0
+    labels[order[:num_positives]] = 1
     return Case(batch, labels, iou[labels[:, 0] == 1])
 
 
-def all_classes(device: torch.device) -> Case:
-    """16 images, 20 classes; windows that overlap an object by half are positive for its class."""
-    batch = make_minibatch(16, device)
+def all_classes(device: torch.device, num_images: int) -> Case:
+    """20 classes; windows that overlap an object by half are positive for its class."""
+    batch = make_minibatch(num_images, device)
     iou = _overlaps(batch)
     labels = (iou >= 0.5).long()
     return Case(batch, labels, iou[labels == 1])
@@ -129,27 +132,48 @@ def works(case: Case) -> dict[str, Callable[[], None]]:
     return found
 
 
-def main() -> None:
-    """Prints the two tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeats", type=int, default=3)
-    args = parser.parse_args()
-    device = torch.device(args.device)
-    print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    for make in (one_class, all_classes):
-        case = make(device)
-        num_positives, num_negatives = (int((case.labels == x).sum()) for x in (1, 0))
+def measure(
+    device: str = "cpu",
+    *,
+    repeats: int = 1,
+    num_negatives: int = NUM_NEGATIVES,
+    num_images: int = 16,
+) -> list[Row]:
+    """Each loss on one class with a positive for 100 negatives, and on the images."""
+    where = torch.device(device)
+    rows = []
+    for case in (one_class(where, num_negatives), all_classes(where, num_images)):
         shape = " x ".join(map(str, case.labels.shape))
-        print(f"\n{shape} windows x classes: {num_positives} positive, {num_negatives} negative")
+        num_positives, num_others = (int((case.labels == x).sum()) for x in (1, 0))
         unit = None
         for name, work in works(case).items():
-            time = seconds(work, device, args.repeats)
+            time = seconds(work, where, repeats)
+            note = "" if unit else f"{num_positives} positive, {num_others} negative"
             unit = unit or time
-            print(
-                f"{name:<26} {time * 1e3:9.1f} ms  {time / unit:7.1f} x cross-entropy  "
-                f"peak {peak_mebibytes(work, device):6.0f} MiB"
+            peak = peak_mebibytes(work, where)
+            rows.append(
+                Row(
+                    Path(__file__).stem,
+                    f"{shape}: {name}",
+                    1e3 * time,
+                    time / unit,
+                    "cross-entropy",
+                    peak,
+                    "peak",
+                    note,
+                )
             )
+    return rows
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=1)
+    args = parser.parse_args()
+    print(machine(args.device))
+    print(table(measure(args.device, repeats=args.repeats)))
 
 
 if __name__ == "__main__":

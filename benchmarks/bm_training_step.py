@@ -21,6 +21,7 @@ from detectron2.utils.events import EventStorage
 from maploss.config import add_maploss_config
 from maploss.data.mapper import MAPDatasetMapper
 from maploss.engine import build_optimizer, prepare_config, training_records
+from report import Row, machine, table
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "Shapes-Detection"
 METHODS = [
@@ -33,18 +34,14 @@ METHODS = [
 ]
 
 
-def main() -> None:
-    """Prints one line for each method."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
+def measure(device: str = "cpu", *, steps: int = 20) -> list[Row]:
+    """The methods by turns."""
     runs = []
     for name, config, overrides in METHODS:
         cfg = get_cfg()
         add_maploss_config(cfg)
         cfg.merge_from_file(str(CONFIGS / f"{config}.yaml"))
-        cfg.merge_from_list([*overrides, "MODEL.DEVICE", args.device])
+        cfg.merge_from_list([*overrides, "MODEL.DEVICE", device])
         prepare_config(cfg, eval_only=False)
         torch.manual_seed(0)
         model = build_model(cfg).train()
@@ -53,7 +50,7 @@ def main() -> None:
     mapper = MAPDatasetMapper(cfg, is_train=True)
     batch = [mapper(record) for record in dicts[: cfg.SOLVER.IMS_PER_BATCH]]
     with EventStorage():
-        for _ in range(args.steps + 2):
+        for _ in range(steps + 2):
             for _, model, optimizer, times in runs:
                 torch.manual_seed(0)  # the same windows
                 start = time.perf_counter()
@@ -61,15 +58,25 @@ def main() -> None:
                 optimizer.zero_grad()
                 sum(losses.values()).backward()
                 optimizer.step()
-                if args.device == "cuda":
+                if device == "cuda":
                     torch.cuda.synchronize()
                 times.append(time.perf_counter() - start)
-    base = statistics.median(runs[0][3][2:])
-    print(f"{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    for name, _, _, times in runs:
-        median = statistics.median(times[2:])
-        ratio = f"{median / base:5.2f} x softmax (goal 1.15)"
-        print(f"training step, {name:<22} {median * 1e3:8.1f} ms  {ratio}")
+    medians = {name: statistics.median(times[2:]) for name, *_, times in runs}
+    base = medians["softmax"]
+    return [
+        Row(Path(__file__).stem, name, 1e3 * x, x / base, "softmax", note="goal 1.15")
+        for name, x in medians.items()
+    ]
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    print(machine(args.device))
+    print(table(measure(args.device, steps=args.steps)))
 
 
 if __name__ == "__main__":

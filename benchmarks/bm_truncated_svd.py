@@ -10,49 +10,70 @@ Weights are random: time does not depend on them. Prints the median of each, by 
 import argparse
 import statistics
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from detectron2.layers import ShapeSpec
 from maploss.modeling import FullyConnectedHead
 from maploss.modeling.compression import make_thin
-from tabulate import tabulate
+from report import Row, machine, table
 
 
 @torch.no_grad()
-def main() -> None:
-    """Measures and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--windows", type=int, default=2000)
-    parser.add_argument("--ranks", type=int, nargs=2, default=[1024, 256])
-    args = parser.parse_args()
+def measure(
+    device: str = "cpu",
+    *,
+    repeats: int = 3,
+    num_windows: int = 2000,
+    ranks: Sequence[int] = (1024, 256),
+) -> list[Row]:
+    """Both heads by turns."""
     shape = ShapeSpec(channels=512, height=7, width=7)
     heads = {
         name: FullyConnectedHead(shape, fc_dims=[4096, 4096], dropout=0.5).eval()
         for name in ("whole", "compressed")
     }
-    make_thin(heads["compressed"], args.ranks)
-    features = torch.rand(args.windows, 512, 7, 7)
+    make_thin(heads["compressed"], ranks)
+    for head in heads.values():
+        head.to(device)
+    features = torch.rand(num_windows, 512, 7, 7, device=device)
     times: dict[str, list[float]] = {name: [] for name in heads}
-    for turn in range(args.repeat + 1):
+    for turn in range(repeats + 1):
         for name, head in heads.items():
             start = time.perf_counter()
             head(features)
+            if device == "cuda":
+                torch.cuda.synchronize()
             if turn:  # the first warms up
                 times[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(x) for name, x in times.items()}
-    rows = [
-        [
+    return [
+        Row(
+            Path(__file__).stem,
             name,
-            sum(x.numel() for x in head.parameters()) / 1e6,
-            medians[name],
-            medians["whole"] / medians[name],
-        ]
+            1e3 * medians[name],
+            medians[name] / medians["whole"],
+            "whole",
+            sum(x.nbytes for x in head.parameters()) / 2**20,
+            "parameters",
+            f"{num_windows} windows; {medians['whole'] / medians[name]:.2f} times faster",
+        )
         for name, head in heads.items()
     ]
-    print(f"{args.windows} windows, {torch.get_num_threads()} threads")
-    headers = ["fc6, fc7", "parameters, millions", "seconds", "times faster"]
-    print(tabulate(rows, headers, tablefmt="github", floatfmt=".2f"))
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--windows", type=int, default=2000)
+    parser.add_argument("--ranks", type=int, nargs=2, default=[1024, 256])
+    args = parser.parse_args()
+    print(machine(args.device))
+    options = {"repeats": args.repeat, "num_windows": args.windows, "ranks": args.ranks}
+    print(table(measure(args.device, **options)))
 
 
 if __name__ == "__main__":

@@ -15,10 +15,9 @@ that have an AP, of all.
 import argparse
 
 import torch
-from detectron2.data import get_detection_dataset_dicts
 from detectron2.utils.events import EventStorage
 from maploss.data.mapper import MAPDatasetMapper
-from maploss.engine import load_trained, prepare_config
+from maploss.engine import load_trained, prepare_config, training_records
 from maploss.layers import DetectionMemory, MAPLossStats, map_loss
 from maploss.modeling.joint_ranking import LossInputs
 from tabulate import tabulate
@@ -29,12 +28,9 @@ BATCHES, SIZES = (4, 8, 16, 32), (0, 1, 4, 8)
 @torch.no_grad()
 def score_images(cfg, model) -> list[LossInputs]:
     """Of each training image: its windows' scores and its objects."""
-    records = get_detection_dataset_dicts(
-        cfg.DATASETS.TRAIN, proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN
-    )
     mapper, heads, images = MAPDatasetMapper(cfg, is_train=True), model.roi_heads, []
     torch.manual_seed(0)
-    for record in records:
+    for record in training_records(cfg):
         inputs = mapper(record)
         objects = inputs["instances"]
         windows = heads.label_and_sample_proposals([inputs["proposals"]], [objects])

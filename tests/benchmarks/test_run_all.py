@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """A module of benchmarks/ by name, as its scripts import each other."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in {path.stem for path in BENCHMARKS.glob("*.py")} - before:
+        sys.modules.pop(name, None)
+
+
+def test_all_speed_benchmarks_are_run(load):
+    # bm_samplers.py measures quality, not speed.
+    names = {path.stem for path in BENCHMARKS.glob("bm_*.py")} - {"bm_samplers"}
+    assert set(load("run_all").BENCHMARKS) == names
+
+
+def test_the_table_has_all_and_a_failure_does_not_stop_the_others(
+    load, monkeypatch, tmp_path, capsys
+):
+    run_all, report = load("run_all"), load("report")
+    names = list(run_all.BENCHMARKS)
+
+    def run_one(name, device, options):
+        if name == names[1]:
+            return [report.Row(name, "failed", None, note="RuntimeError: why")]
+        return [report.Row(name, f"on {device}", 1234.56, 2.0, "other", 0.5, "peak")]
+
+    monkeypatch.setattr(run_all, "run_one", run_one)
+    assert not run_all.run_all("cpu", is_quick=False, output=tmp_path / "output")
+    text = (tmp_path / "output" / "bench.md").read_text()
+    assert capsys.readouterr().out == text
+    machine, _, *lines = text.splitlines()
+    assert machine.startswith("cpu, 1 threads, torch ")
+    assert machine.endswith(" cores")
+    assert [line.split("|")[1].strip() for line in lines[2:]] == names
+    assert "| failed" in lines[3]
+    assert "RuntimeError: why" in lines[3]
+    assert "1,234.6" in lines[2]
+    content = json.loads((tmp_path / "output" / "bench.json").read_text())
+    assert content["machine"] == machine
+    assert [row["benchmark"] for row in content["rows"]] == names
+    assert content["rows"][1]["milliseconds"] is None
+
+
+def test_what_a_benchmark_raises_is_its_row(load, monkeypatch):
+    run_all = load("run_all")
+    # In the process that is started there is no module of this name.
+    (row,) = run_all.run_one("bm_missing", "cpu", {})
+    assert (row.benchmark, row.case, row.milliseconds) == ("bm_missing", "failed", None)
+    assert row.note == "ModuleNotFoundError: No module named 'bm_missing'"
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("bm_map_loss", {"num_images": 4, "num_windows": 50}),
+        ("bm_ranking_losses", {"num_negatives": 500, "num_images": 1}),
+    ],
+)
+def test_a_benchmark_gives_rows_of_one_form(load, monkeypatch, name, options):
+    benchmark, row_type = load(name), load("report").Row
+    monkeypatch.setattr(benchmark, "peak_mebibytes", lambda work, device: 1.0)  # the profiler's
+    rows = benchmark.measure(**options)
+    assert all(isinstance(row, row_type) and row.benchmark == name for row in rows)
+    assert all(row.milliseconds > 0 for row in rows)
+    assert len({row.case for row in rows}) == len(rows) > 1
