@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import copy
+
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
@@ -30,7 +32,7 @@ def train(tmp_path, monkeypatch):
 def test_tensorboard_has_the_parts_of_the_loss_and_pictures_of_a_minibatch(train, passes):
     events = train(
         "map",
-        VIS_PERIOD=2,
+        MODEL__MAP_LOSS__VIS_PERIOD=2,
         SOLVER__ACCUMULATE_STEPS=passes,
         MODEL__ROI_HEADS__BATCH_SIZE_PER_IMAGE=0,
     )
@@ -56,5 +58,18 @@ def test_tensorboard_has_the_parts_of_the_loss_and_pictures_of_a_minibatch(train
 
 @pytest.mark.parametrize(("config", "period"), [("map", 0), ("softmax", 2)])
 def test_without_a_period_or_the_loss_there_are_no_such_pictures(train, config, period):
-    images = train(config, VIS_PERIOD=period).Tags()["images"]
+    images = train(config, MODEL__MAP_LOSS__VIS_PERIOD=period).Tags()["images"]
     assert not [x for x in images if "gradient" in x or "PR" in x]
+
+
+def test_nothing_of_a_minibatch_stays_in_the_model(train, monkeypatch):
+    models = []
+    after_train = train_net.Trainer.after_train
+
+    def keep(trainer):
+        models.append(copy.deepcopy(trainer.model))  # a graph cannot be copied
+        after_train(trainer)
+
+    monkeypatch.setattr(train_net.Trainer, "after_train", keep)
+    train("map", MODEL__MAP_LOSS__VIS_PERIOD=2)
+    assert models[0].roi_heads.box_predictor.watched is None

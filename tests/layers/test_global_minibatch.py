@@ -204,6 +204,32 @@ def test_a_memory_goes_on_from_its_state(tmp_path):
     assert torch.equal(results[0][1], results[1][1])
 
 
+def test_what_came_from_a_checkpoint_is_joined_with_what_came_since():
+    # The checkpoint's tensors are on the CPU; here they are of another dtype.
+    memory, other = DetectionMemory(2), DetectionMemory(2)
+    gradient_of(minibatch(0), memory=memory)
+    other.load_state_dict(memory.state_dict())
+    for x in (memory, other):
+        gradient_of(minibatch(1, torch.float32), memory=x)
+    results = [gradient_of(minibatch(2, torch.float32), memory=x) for x in (memory, other)]
+    assert results[0][0] == results[1][0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_memory_on_cuda_goes_on_from_a_checkpoint():
+    def on_cuda(seed):
+        return {k: v.cuda() for k, v in minibatch(seed, torch.float32).items()}
+
+    memory, other = DetectionMemory(2), DetectionMemory(2)
+    gradient_of(on_cuda(0), memory=memory)
+    state = memory.state_dict()["minibatches"]
+    on_cpu = [tuple(v.cpu() if isinstance(v, torch.Tensor) else v for v in x) for x in state]
+    other.load_state_dict({"minibatches": on_cpu})
+    for seed in (1, 2):
+        results = [gradient_of(on_cuda(seed), memory=x) for x in (memory, other)]
+        assert results[0][0] == results[1][0]
+
+
 def test_a_smaller_memory_takes_the_latest_of_a_state():
     memory, smaller, expected = (DetectionMemory(size) for size in (3, 1, 1))
     for seed in range(3):

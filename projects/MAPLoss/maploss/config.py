@@ -108,6 +108,9 @@ def _add_map_loss(cfg: CfgNode) -> None:
     cfg.MODEL.MAP_LOSS.SCORE_REG_POWER = 4.0
     # The detections of so many earlier minibatches stay in the ranking, as constants; 0 = none.
     cfg.MODEL.MAP_LOSS.MEMORY = 0
+    # Every so many iterations TensorBoard gets pictures of the minibatch: PR curves, and windows
+    # coloured by their pseudo-gradient; 0 = never.
+    cfg.MODEL.MAP_LOSS.VIS_PERIOD = 200
     # "sampled": the loss is that of the windows that MODEL.ROI_HEADS samples; "all": of all.
     # "hard": of all, too, as a read-only pass without dropout scores them, but only those carry its
     # gradient, scaled to the same sums, in whose scores it is largest: as many as would be sampled,

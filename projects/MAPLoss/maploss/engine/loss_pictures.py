@@ -35,6 +35,7 @@ class LossPictures(HookBase):
 
     def before_step(self) -> None:
         if self._predictor is not None and self._period and not self.trainer.iter % self._period:
+            self._predictor.is_watched = True
             self._handle = self._model.register_forward_pre_hook(self._take_images)
 
     def after_step(self) -> None:
@@ -43,8 +44,10 @@ class LossPictures(HookBase):
         self._handle.remove()
         self._handle = None
         images, self._images = self._images, []
-        if self._predictor.watched is not None:
-            for name, picture in self._draw(*self._predictor.watched, images).items():
+        watched, self._predictor.watched = self._predictor.watched, None
+        self._predictor.is_watched = False
+        if watched is not None:
+            for name, picture in self._draw(*watched, images).items():
                 self.trainer.storage.put_image(name, picture)
 
     def _take_images(self, model: nn.Module, args: tuple) -> None:

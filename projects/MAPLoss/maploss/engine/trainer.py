@@ -91,7 +91,9 @@ class CheckedTrainer(DefaultTrainer):
         made_hooks = super().build_hooks()
         if comm.is_main_process():
             # Before the hook that writes.
-            pictures = LossPictures(self.model, self.cfg.VIS_PERIOD, self.cfg.INPUT.FORMAT)
+            pictures = LossPictures(
+                self.model, self.cfg.MODEL.MAP_LOSS.VIS_PERIOD, self.cfg.INPUT.FORMAT
+            )
             made_hooks.insert(-1, pictures)
         return made_hooks
 

@@ -41,13 +41,8 @@ class DetectionMemory:
         """All of them as one, on the device and with the dtype of `scores`; None if empty."""
         if not self._minibatches:
             return None
-        lists = DetectionLists.join(list(self._minibatches))
-        return lists._replace(
-            scores=lists.scores.to(scores),
-            matched_gt=lists.matched_gt.to(scores.device, torch.int64),
-            is_kept=lists.is_kept.to(scores.device),
-            num_gt=lists.num_gt.to(scores.device),
-        )
+        # Each by itself: those of a checkpoint are on the CPU.
+        return DetectionLists.join([_at(x, scores) for x in self._minibatches])
 
     def state_dict(self) -> dict:
         """Tensors, numbers and lists only."""
@@ -57,3 +52,13 @@ class DetectionMemory:
         """Takes the last `size` of the minibatches of a state of any size."""
         self._minibatches.clear()
         self._minibatches.extend(DetectionLists(*x) for x in state["minibatches"])
+
+
+def _at(lists: DetectionLists, scores: torch.Tensor) -> DetectionLists:
+    """On the device and with the dtype of `scores`."""
+    return lists._replace(
+        scores=lists.scores.to(scores),
+        matched_gt=lists.matched_gt.to(scores.device, torch.int64),
+        is_kept=lists.is_kept.to(scores.device),
+        num_gt=lists.num_gt.to(scores.device),
+    )

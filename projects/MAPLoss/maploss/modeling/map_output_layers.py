@@ -60,7 +60,8 @@ class MAPOutputLayers(WindowOutputLayers):
         self.class_names = class_names or [str(c) for c in range(num_classes)]
         # Set by the trainer while several passes make one minibatch.
         self.joint: JointRanking | None = None
-        # The last minibatch ranked, for pictures of it.
+        # For pictures: if asked for, the last minibatch that was ranked.
+        self.is_watched = False
         self.watched: tuple[LossInputs, MAPLossStats] | None = None
 
     @classmethod
@@ -134,8 +135,10 @@ class MAPOutputLayers(WindowOutputLayers):
         losses, stats = self.map_loss(*inputs, group=group)
         losses["loss_map"] = scale_gradient(losses["loss_map"], num_ranks)
         losses["loss_score_reg"] = losses["loss_score_reg"] * num_ranks
-        self._watch(inputs.scores.detach(), stats)
-        self.watched = (inputs, stats)
+        scores = inputs.scores.detach()
+        self._watch(scores, stats)
+        if self.is_watched:
+            self.watched = (inputs._replace(scores=scores, boxes=inputs.boxes.detach()), stats)
         return losses
 
     def _watch(self, scores: torch.Tensor, stats: MAPLossStats) -> None:
