@@ -44,6 +44,7 @@ def arguments(folder: Path, output: str, *args: str, config: str = "softmax", **
         "MODEL.DEVICE": "cpu",
         "MODEL.ROI_HEADS.NUM_CLASSES": 2,
         "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 6,
+        "MODEL.ROI_HEADS.POSITIVE_FRACTION": 0.5,  # else none, and the mAP loss has no gradient
         "MODEL.SMALL_CONVNET.CHANNELS": [4, 4, 4, 4],
         "MODEL.SMALL_CONVNET.NORM": "",
         "MODEL.ROI_BOX_HEAD.FC_DIM": 8,
