@@ -61,10 +61,9 @@ def rank(images: list[LossInputs], settings: dict, memory: DetectionMemory | Non
 
 
 def differences(
-    images: list[LossInputs], settings: dict, batch: int, size: int, count: int
+    images: list[LossInputs], settings: dict, whole: float, batch: int, size: int, count: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(count,) mAP of a minibatch minus mAP of all, and (count,) share of classes with an AP."""
-    whole = rank(images, settings, None).map
+    """(count,) mAP of a minibatch minus `whole`; (count,) share of the classes with an AP."""
     generator = torch.Generator().manual_seed(0)
     memory = DetectionMemory(size) if size else None
     found, order = [], []
@@ -90,12 +89,13 @@ def main() -> None:
     settings = model.roi_heads.box_predictor.map_loss.settings
     with EventStorage():
         images = score_images(cfg, model)
-    print(f"{len(images)} images, mAP of all {100 * rank(images, settings, None).map:.1f}\n")
+    whole = float(rank(images, settings, None).map)
+    print(f"{len(images)} images, mAP of all {100 * whole:.1f}\n")
     rows = []
     for batch in BATCHES:
         cells = []
         for size in SIZES:
-            away, present = differences(images, settings, batch, size, args.minibatches)
+            away, present = differences(images, settings, whole, batch, size, args.minibatches)
             cells.append(
                 f"{100 * away.mean():+.1f} ± {100 * away.std():.1f} ({100 * present.mean():.0f}%)"
             )
