@@ -138,11 +138,14 @@ train_net.main(train_net.default_argument_parser().parse_args(sys.argv[1:]))
 
 
 @pytest.mark.parametrize(
-    ("iteration", "period", "file", "last"),
-    [(3, 2, "", r"/output/model_0000001\.pth"), (19, 9, r"/metrics\.json", "model_0000017.pth")],
+    ("iteration", "period", "what", "last"),
+    [
+        (3, 2, r"Cannot save .*/output/model_0000003\.pth", r"model_0000001\.pth"),
+        (19, 9, r"cannot write .*/output/metrics\.json", r"model_0000017\.pth"),
+    ],
 )
 def test_a_full_disk_stops_with_file_iteration_and_checkpoint(
-    folder, iteration, period, file, last
+    folder, iteration, period, what, last
 ):
     keys = {"SOLVER__CHECKPOINT_PERIOD": period, "SOLVER__MAX_ITER": 40}
     ran = subprocess.run(
@@ -160,8 +163,8 @@ def test_a_full_disk_stops_with_file_iteration_and_checkpoint(
     assert ran.returncode == 1
     said = [line for line in ran.stderr.splitlines() if line.startswith("error: ")]
     message = (
-        f"error: training stopped in iteration {iteration}: cannot write .*/output{file}"
-        rf": .* \(last checkpoint: .*{last}\)"
+        f"error: training stopped in iteration {iteration}: {what}: .*"
+        rf" \(last checkpoint: .*/output/{last}\)"
     )
     assert len(said) == 1
     assert re.fullmatch(message, said[0])

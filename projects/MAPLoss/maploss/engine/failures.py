@@ -26,9 +26,11 @@ def one_line_reason(
     if isinstance(error, ImageError):
         return error.reason()
     failed_write = _first_os_error(error) if is_writing else None
+    if failed_write and not failed_write.strerror:
+        return str(failed_write)  # a checkpoint's, which says all itself
     if failed_write:
         path = failed_write.filename or f"to {output_dir}"
-        return f"cannot write {path}: {failed_write.strerror or failed_write}"
+        return f"cannot write {path}: {failed_write.strerror}"
     if not isinstance(error, RuntimeError):
         return None
     if _WORKER_DIED.search(text):
