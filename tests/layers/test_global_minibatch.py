@@ -192,6 +192,16 @@ def test_an_empty_memory_changes_nothing():
     assert torch.equal(other_ap.nan_to_num(), ap.nan_to_num())
 
 
+@torch.no_grad()
+def test_what_is_only_looked_at_is_not_remembered():
+    memory = DetectionMemory(2)
+    map_loss(**minibatch(), memory=memory)
+    assert len(memory) == 0
+    with torch.enable_grad():
+        map_loss(**minibatch(), memory=memory)
+    assert len(memory) == 1
+
+
 def test_a_memory_goes_on_from_its_state(tmp_path):
     memory = DetectionMemory(2)
     for seed in range(3):

@@ -53,8 +53,11 @@ def test_other_windows_in_the_second_round_are_noticed():
     joint = JointRanking()
     joint.collect(inputs_of_pass(0, 12), num_images=2)
     joint.rank(loss)
-    with pytest.raises(RuntimeError, match=r"those of the first round, \(12, 3\), got \(13, 3\)"):
+    with pytest.raises(RuntimeError, match=r"first round, \(12, 3\), got others, \(13, 3\)"):
         joint.next_losses(inputs_of_pass(0, 13).scores)
+    with pytest.raises(RuntimeError, match="expected those of the first round"):
+        joint.next_losses(inputs_of_pass(1, 12).scores)
+    joint.next_losses(inputs_of_pass(0, 12).scores * (1 + 1e-4))
 
 
 def test_a_pass_without_windows_takes_part():

@@ -90,11 +90,11 @@ class CheckedTrainer(DefaultTrainer):
         )
         made_hooks = super().build_hooks()
         if comm.is_main_process():
-            # Before the hook that writes.
+            # First, so that no evaluation comes between a minibatch and its pictures.
             pictures = LossPictures(
                 self.model, self.cfg.MODEL.MAP_LOSS.VIS_PERIOD, self.cfg.INPUT.FORMAT
             )
-            made_hooks.insert(-1, pictures)
+            made_hooks.insert(0, pictures)
         return made_hooks
 
     def resume_or_load(self, resume: bool = True) -> None:

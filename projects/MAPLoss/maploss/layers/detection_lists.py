@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 import torch
 
+# scores, matched_gt and is_kept of the detections of one class.
+ClassDetections = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
 
 class DetectionLists(NamedTuple):
     """
@@ -28,16 +31,18 @@ class DetectionLists(NamedTuple):
     num_gt: torch.Tensor
     num_objects: int
 
-    def of_class(self, c: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """scores, matched_gt and is_kept of one class."""
-        start = sum(self.counts[:c])
-        mine = slice(start, start + self.counts[c])
-        return self.scores[mine], self.matched_gt[mine], self.is_kept[mine]
+    def by_class(self, first_object: int = 0) -> list[ClassDetections]:
+        """Of each of the K classes, objects counted from `first_object`."""
+        matched_gt = self.matched_gt
+        if first_object:
+            matched_gt = torch.where(matched_gt >= 0, matched_gt + first_object, matched_gt)
+        columns = (x.split(self.counts) for x in (self.scores, matched_gt, self.is_kept))
+        return list(zip(*columns, strict=True))
 
     @classmethod
     def of(
         cls,
-        classes: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+        classes: Sequence[ClassDetections],
         num_gt: torch.Tensor,
         num_objects: int,
     ) -> "DetectionLists":
@@ -49,18 +54,10 @@ class DetectionLists(NamedTuple):
     def join(cls, lists: Sequence["DetectionLists"]) -> "DetectionLists":
         """One of several minibatches, at least one; their objects are different ones."""
         offsets = [sum(x.num_objects for x in lists[:i]) for i in range(len(lists))]
-        classes = [
-            [shifted(x.of_class(c), offset) for x, offset in zip(lists, offsets, strict=True)]
-            for c in range(len(lists[0].counts))
+        split = [x.by_class(offset) for x, offset in zip(lists, offsets, strict=True)]
+        joined = [
+            tuple(torch.cat(column) for column in zip(*parts, strict=True))
+            for parts in zip(*split, strict=True)
         ]
-        joined = [tuple(map(torch.cat, zip(*parts, strict=True))) for parts in classes]
         num_gt = torch.stack([x.num_gt for x in lists]).sum(0)
         return cls.of(joined, num_gt, sum(x.num_objects for x in lists))  # type: ignore[arg-type]
-
-
-def shifted(
-    detections: tuple[torch.Tensor, torch.Tensor, torch.Tensor], offset: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The same detections (scores, matched_gt, is_kept), their objects counted from `offset`."""
-    scores, matched_gt, is_kept = detections
-    return scores, torch.where(matched_gt >= 0, matched_gt + offset, matched_gt), is_kept

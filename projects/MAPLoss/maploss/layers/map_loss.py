@@ -94,7 +94,8 @@ def map_loss(
             grad_clip: None for no clipping. log_space: False for 1 - mAP. eps: above 0.
         group: of processes that call this together, each with its own images: the mAP is that of
             all, and each has its own windows' gradient of it. memory: detections that are ranked
-            too, as constants (see :func:`rank_classes`); then takes up those of this minibatch.
+            too, as constants (see :func:`rank_classes`); then takes up those of this minibatch,
+            where gradients are enabled.
 
     Returns:
         The loss, 0-d of the scores' dtype, and :class:`MAPLossStats`.

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from .detection_lists import DetectionLists, shifted
+from .detection_lists import ClassDetections, DetectionLists
 from .detection_memory import DetectionMemory
 from .global_minibatch import Group, gather_detections, gather_num_gt, sum_pushes
 
@@ -68,7 +68,9 @@ class RankingContext:
         self._num_gt, self._num_objects = num_gt[None], [num_objects]
         if group is not None:
             self._num_gt, self._num_objects = gather_num_gt(num_gt, num_objects, group)
-        self._lists: list[DetectionLists] = []
+        # By process: of each class, empty for this one; and what is remembered.
+        self._others: list[list[ClassDetections]] = []
+        self._counts: list[list[int]] = []
         self._remembered = memory.recall(scores) if memory is not None else None
         self.num_gt = self._num_gt.sum(0)
         if self._remembered is not None:
@@ -88,39 +90,40 @@ class RankingContext:
         """The ranking is of this minibatch's own windows and nothing else."""
         return self.group is None and self.memory is None
 
-    def meet(self, classes: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> None:
+    def meet(self, classes: dict[int, ClassDetections]) -> None:
         """
-        Tells the others of this process's detections, learns of theirs, and remembers all.
+        Tells the others of this process's detections, learns of theirs, and remembers all, where
+        gradients are enabled: what is only looked at is not remembered.
 
         Args:
-            classes: of those listed: scores, matched_gt, is_kept.
+            classes: of those listed.
         """
         nothing = self._scores.new_zeros(0)
         none = (nothing, nothing.long(), nothing.bool())
         parts = [classes.get(c, none) for c in range(len(self.num_gt))]
         own = DetectionLists.of(parts, self._num_gt[self.rank], self._num_objects[self.rank])
-        self._lists = [own]
+        lists = [own]
         if self.group is not None:
-            self._lists = gather_detections(own, self._num_gt, self._num_objects, self.group)
-        if self.memory is not None:
-            self.memory.remember(DetectionLists.join(self._lists))
+            lists = gather_detections(own, self._num_gt, self._num_objects, self.group)
+        if self.memory is not None and torch.is_grad_enabled():
+            self.memory.remember(DetectionLists.join(lists))
+        first_object = own.num_objects
+        for i, other in enumerate([*lists, self._remembered]):
+            if i == self.rank or other is None:
+                self._others.append([none] * len(parts))
+            else:
+                self._others.append(other.by_class(first_object))
+                first_object += other.num_objects
+        self._counts = [x.counts for x in lists]
 
     def entries(
         self, c: int, scores: torch.Tensor, matched_gt: torch.Tensor, is_kept: torch.Tensor
     ) -> Entries:
         """The ranking of class `c`, from what is said of the R windows, (R,) each."""
-        parts, slices = [], []
-        offset, start = self._num_objects[self.rank], 0
-        lists = [*self._lists] if self.group is not None else [None]
-        for i, other in enumerate([*lists, self._remembered]):
-            if i == self.rank:
-                part = (scores, matched_gt, is_kept)
-            elif other is None:
-                part = (scores[:0], matched_gt[:0], is_kept[:0])
-            else:
-                part = shifted(other.of_class(c), offset)
-                offset += other.num_objects
-            parts.append(part)
+        parts = [x[c] for x in self._others] or [(scores[:0], matched_gt[:0], is_kept[:0])] * 2
+        parts[self.rank] = (scores, matched_gt, is_kept)
+        slices, start = [], 0
+        for part in parts:
             slices.append(slice(start, start + len(part[0])))
             start = slices[-1].stop
         ranked, matched, kept = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -140,12 +143,13 @@ class RankingContext:
         if self.group is None:
             return {}
         of_processes = []
-        for i, other in enumerate(self._lists):
-            parts = [torch.zeros_like(other.of_class(c)[0]) for c in range(len(other.counts))]
+        for i, counts in enumerate(self._counts):
+            total = self._scores.new_zeros(sum(counts))
             if i != self.rank:
+                classes = total.split(counts)
                 for c, (entries, gradient) in pushes.items():
-                    parts[c] = gradient[entries.others[i]]
-            of_processes.append(torch.cat(parts))
+                    classes[c].copy_(gradient[entries.others[i]])
+            of_processes.append(total)
         received = sum_pushes(of_processes, self.rank, self.group)
-        classes = received.split(self._lists[self.rank].counts)
+        classes = received.split(self._counts[self.rank])
         return {c: classes[c] for c in pushes}

@@ -60,6 +60,7 @@ class MAPOutputLayers(WindowOutputLayers):
         self.class_names = class_names or [str(c) for c in range(num_classes)]
         # Set by the trainer while several passes make one minibatch.
         self.joint: JointRanking | None = None
+        self._last_ap: dict[str, float] = {}
         # For pictures: if asked for, the last minibatch that was ranked.
         self.is_watched = False
         self.watched: tuple[LossInputs, MAPLossStats] | None = None
@@ -151,9 +152,11 @@ class MAPOutputLayers(WindowOutputLayers):
             "map/largest_score": scores.abs().max() if scores.numel() else 0.0,
             **{f"map_seconds/{part}": value for part, value in stats.seconds.items()},
         }
-        for c, ap in enumerate(stats.ap_per_class.tolist()):
-            if not math.isnan(ap):
-                watched[f"map_per_class/{self.class_names[c]}"] = ap
+        aps = enumerate(stats.ap_per_class.tolist())
+        self._last_ap |= {self.class_names[c]: ap for c, ap in aps if not math.isnan(ap)}
+        # Of the last minibatch that had the class: what is not put in each iteration gets lines of
+        # its own in metrics.json.
+        watched |= {f"map_per_class/{name}": ap for name, ap in self._last_ap.items()}
         storage = get_event_storage()
         for name, value in watched.items():
             storage.put_scalar(name, float(value))
