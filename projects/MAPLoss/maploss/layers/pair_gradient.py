@@ -9,9 +9,7 @@ import torch
 
 from .average_precision import check_detections, rank_detections
 from .checks import check_choice, check_mask
-
-# Rows of the matrix of pairs computed at once.
-_BLOCK = 1024
+from .pair_sums import ramp_pairs
 
 PAIR_TRANSITIVITIES = ("label_aware", "none")
 # Beyond these float32 scores underflow or overflow.
@@ -90,14 +88,22 @@ def pair_gradient(
         pushed = torch.cat([tps, (~is_kept & (matched_gt >= 0)).nonzero().squeeze(1)])
     if is_moving is not None:
         pushed = pushed[is_moving[pushed]]
-    place = torch.argsort(torch.argsort(scores, descending=True, stable=True))
-    for some in pushed.split(_BLOCK):
-        is_better = (place[tps] < place[some][:, None]) & (
-            matched_gt[tps] != matched_gt[some][:, None]
-        )
-        above = (scores[fps] - scores[some][:, None]).div_(2 * margin).add_(0.5).clamp_(0, 1)
-        rank = 1 + is_better.sum(1) + above.sum(1)
-        weights = above.div_(num_gt * rank[:, None])
-        gradient[some] = weights.sum(1)
-        gradient[fps] -= weights.sum(0)
+    pairs = ramp_pairs(scores[pushed], scores[fps], margin)
+    above = pairs.over_items(torch.ones_like(fps))[0]
+    rank = 1 + _others_above(tps, pushed, scores, matched_gt) + above
+    gradient[pushed] = (above / (num_gt * rank)).to(scores.dtype)
+    gradient[fps] -= pairs.over_queries(1 / (num_gt * rank))[0].to(scores.dtype)
     return gradient
+
+
+def _others_above(
+    tps: torch.Tensor, pushed: torch.Tensor, scores: torch.Tensor, matched_gt: torch.Tensor
+) -> torch.Tensor:
+    """(P,) for each pushed window, how many true positives of other objects are above it."""
+    place = torch.argsort(torch.argsort(scores, descending=True, stable=True))
+    above = torch.searchsorted(place[tps].sort().values, place[pushed])
+    # Of its own object: the place of that one's true positive, or after all.
+    objects, number = matched_gt.unique(return_inverse=True)
+    own = torch.full_like(objects, len(scores))
+    own[number[tps]] = place[tps]
+    return above - (own[number[pushed]] < place[pushed]).long()
