@@ -154,6 +154,14 @@ def measure_factor(name: str, values: tuple[int, ...], repeats: int) -> str:
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
+def remembered_bytes() -> str:
+    """What the memory holds of one minibatch of the center."""
+    memory = make_case(**{**CENTER, "memory": 1}).memory
+    scores, matched_gt, is_kept, *_ = memory.state_dict()["minibatches"][0]
+    held = sum(x.nbytes for x in (scores, matched_gt, is_kept))
+    return f"remembered of a minibatch: {len(scores)} detections, {held} bytes"
+
+
 def measure_processes(repeats: int) -> str:
     """Each with as much as the center has; the bytes beside the formula's."""
     setting = Setting(
@@ -244,7 +252,7 @@ def main() -> None:
     with mock.patch.object(time, "perf_counter", time.process_time):
         for name, values in FACTORS.items():
             print(f"\n{measure_factor(name, values, repeats)}", flush=True)
-        print(f"\n{measure_own(repeats)}", flush=True)
+        print(f"\n{remembered_bytes()}\n\n{measure_own(repeats)}", flush=True)
     print(f"\n{measure_processes(repeats)}", flush=True)
     print(f"\n{measure_gpus(repeats)}", flush=True)
 
