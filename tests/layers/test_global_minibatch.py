@@ -192,6 +192,14 @@ def test_an_empty_memory_changes_nothing():
     assert torch.equal(other_ap.nan_to_num(), ap.nan_to_num())
 
 
+def test_without_classes_there_is_nothing_to_remember():
+    batch, memory = minibatch(), DetectionMemory(1)
+    empty = {k: v[:0] if k.startswith("gt") else v for k, v in batch.items()}
+    loss, _, _ = gradient_of({**empty, "scores": batch["scores"][:, :0]}, memory=memory)
+    assert loss == 0
+    assert len(memory) == 0
+
+
 @torch.no_grad()
 def test_what_is_only_looked_at_is_not_remembered():
     memory = DetectionMemory(2)

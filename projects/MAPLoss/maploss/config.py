@@ -53,8 +53,8 @@ def add_maploss_config(cfg: CfgNode) -> None:
     # 2015, Table 6). There is box regression where MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT > 0.
     cfg.TEST.BOX_REG = True
     # What an image does that turns out unreadable in training: "stop", or "skip": the next one that
-    # can be read takes its place, with a warning and a count ("data/skipped_images"); ten in a row
-    # stop all the same.
+    # can be read takes its place, with a warning and a count since the start or --resume
+    # ("data/skipped_images"); ten in a row stop all the same.
     cfg.DATALOADER.UNREADABLE_IMAGES = "stop"
     # A user's own data sets: dictionaries with NAME, FORMAT, ROOT, SPLIT and CLASSES, see
     # `register_declared_datasets`.

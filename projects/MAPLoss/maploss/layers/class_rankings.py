@@ -117,6 +117,8 @@ def rank_classes(
     timer = PartTimer(windows.scores.device)
     timer.start("exchange")
     num_classes = len(windows.scores)
+    if num_classes == 0:  # nothing to rank, and nobody who takes part has more
+        group = memory = None
     num_gt = torch.bincount(objects.classes[~objects.is_difficult], minlength=num_classes)
     context = RankingContext(group, memory, windows.scores, num_gt, len(objects.classes))
     timer.start("nms")

@@ -46,7 +46,7 @@ class DetectionLists(NamedTuple):
         num_gt: torch.Tensor,
         num_objects: int,
     ) -> "DetectionLists":
-        """Of K triples (scores, matched_gt, is_kept)."""
+        """Of K triples (scores, matched_gt, is_kept), K at least 1."""
         scores, matched_gt, is_kept = (torch.cat(column) for column in zip(*classes, strict=True))
         return cls(scores, matched_gt, is_kept, [len(x[0]) for x in classes], num_gt, num_objects)
 

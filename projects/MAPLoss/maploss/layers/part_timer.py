@@ -11,11 +11,11 @@ class PartTimer:
     """
     One part runs at a time: starting one ends the one before.
 
-    On CUDA the times are the device's, between events; nothing waits until they are asked for.
+    On CUDA the times are the device's, between events, and asking for them waits for the device.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._is_cuda = device.type == "cuda"
+        self._device = device
         self._marks: list[tuple[str, float | torch.cuda.Event]] = []
 
     def start(self, part: str) -> None:
@@ -25,18 +25,19 @@ class PartTimer:
     def seconds(self) -> dict[str, float]:
         """The time of each part so far, in seconds; the last one ends here."""
         marks = [*self._marks, ("", self._now())]
-        if self._is_cuda:
-            torch.cuda.synchronize()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
         total: dict[str, float] = {}
         for (part, begin), (_, end) in itertools.pairwise(marks):
             total[part] = total.get(part, 0.0) + _between(begin, end)
         return total
 
     def _now(self) -> "float | torch.cuda.Event":
-        if not self._is_cuda:
+        if self._device.type != "cuda":
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        with torch.cuda.device(self._device):
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
         return event
 
 

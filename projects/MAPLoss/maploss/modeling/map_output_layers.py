@@ -143,6 +143,7 @@ class MAPOutputLayers(WindowOutputLayers):
         return losses
 
     def _watch(self, scores: torch.Tensor, stats: MAPLossStats) -> None:
+        # mAP and AP are those of all processes, the rest is of this one's windows.
         watched = {
             "map/minibatch_map": stats.map,
             "map/gradient_up": stats.up_per_class.sum(),
