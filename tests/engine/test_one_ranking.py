@@ -120,16 +120,22 @@ def test_passes_make_the_update_of_one_minibatch(method):
         assert_same(train(METHODS[method], sizes), expected)
 
 
-def train_all(num_passes: int) -> list:
-    return [train(overrides, [4 // num_passes] * num_passes) for overrides in METHODS.values()]
+def train_all(cases: list[tuple[str, int]]) -> list:
+    return [train(METHODS[method], [4 // passes] * passes) for method, passes in cases]
 
 
-@pytest.mark.parametrize(("world_size", "num_passes"), [(2, 1), (4, 1), (2, 2)])
-def test_processes_make_the_update_of_one_process(world_size, num_passes):
-    ranks = run_ranks(train_all, world_size, num_passes)
-    for i, overrides in enumerate(METHODS.values()):
-        expected = train(overrides, [4])
-        assert_same(ranks[0][i], expected)
+@pytest.mark.parametrize(
+    ("world_size", "cases"),
+    [
+        (2, [*((method, 1) for method in METHODS), ("pairs", 2), ("memory", 2)]),
+        (4, [("pairs", 1), ("regressed boxes", 1)]),
+    ],
+    ids=["2 ranks", "4 ranks"],
+)
+def test_processes_make_the_update_of_one_process(world_size, cases):
+    ranks = run_ranks(train_all, world_size, cases)
+    for i, (method, _) in enumerate(cases):
+        assert_same(ranks[0][i], train(METHODS[method], [4]))
         for key, value in ranks[0][i][0].items():
             assert torch.equal(ranks[-1][i][0][key], value), key
 

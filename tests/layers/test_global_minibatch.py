@@ -79,59 +79,39 @@ def cases():
 
 
 def of_this_rank(bounds):
-    """What this process, with its images, has of all cases."""
-    group = torch.distributed.group.WORLD
-    rank = torch.distributed.get_rank()
-    return [
-        gradient_of(images_of(batch, bounds[rank], bounds[rank + 1]), group=group, **settings)
-        for batch, settings in cases()
+    """What this process, with its images, has of all cases, and of some with a memory."""
+    group, rank = torch.distributed.group.WORLD, torch.distributed.get_rank()
+    own = bounds[rank : rank + 2]
+    of_cases = [
+        gradient_of(images_of(batch, *own), group=group, **settings) for batch, settings in cases()
     ]
+    return of_cases, remembered_steps(own, group)
+
+
+def remembered_steps(own=(0, NUM_IMAGES), group=None):
+    """Minibatches in a row, ranked with a memory, by the images own[0] .. own[1] - 1."""
+    results = []
+    for settings in SETTINGS[:5]:
+        memory = DetectionMemory(1)
+        for seed in range(3):
+            batch = images_of(minibatch(seed), *own)
+            results.append(gradient_of(batch, group=group, memory=memory, **settings))
+    return results
 
 
 @pytest.mark.parametrize("bounds", [(0, 4, 8), (0, 0, 5, 6, 8)], ids=["2 ranks", "4 ranks"])
 def test_processes_have_the_loss_and_the_gradients_of_one_with_all_images(bounds):
     # Of four ranks one has no window, another no object.
     ranks = run_ranks(of_this_rank, len(bounds) - 1, bounds)
-    for i, (batch, settings) in enumerate(cases()):
-        loss, gradient, ap = gradient_of(batch, **settings)
-        assert gradient.abs().sum() > 0
-        for own_loss, _, own_ap in (rank[i] for rank in ranks):
-            assert own_loss == pytest.approx(loss, abs=1e-6), settings
-            torch.testing.assert_close(own_ap, ap, equal_nan=True, atol=1e-9, rtol=0)
-        joined = torch.cat([rank[i][1] for rank in ranks])
-        torch.testing.assert_close(joined, gradient, atol=1e-6, rtol=1e-5, msg=str(settings))
-
-
-def remembered_steps(bounds=None):
-    """Minibatches in a row, ranked with a memory, by this process's images."""
-    group, own = None, slice(0, NUM_IMAGES)
-    if bounds is not None:
-        group, rank = torch.distributed.group.WORLD, torch.distributed.get_rank()
-        own = slice(bounds[rank], bounds[rank + 1])
-    results = []
-    for settings in SETTINGS[:5]:
-        memory = DetectionMemory(1)
-        results.append(
-            [
-                gradient_of(
-                    images_of(minibatch(seed), own.start, own.stop),
-                    group=group,
-                    memory=memory,
-                    **settings,
-                )
-                for seed in range(3)
-            ]
-        )
-    return results
-
-
-def test_processes_that_remember_have_what_one_has_that_remembers():
-    ranks = run_ranks(remembered_steps, 2, (0, 3, 8))
-    for i, (settings, steps) in enumerate(zip(SETTINGS, remembered_steps(), strict=False)):
-        for step, (loss, gradient, _) in enumerate(steps):
-            joined = torch.cat([rank[i][step][1] for rank in ranks])
-            torch.testing.assert_close(joined, gradient, atol=1e-6, rtol=1e-5, msg=str(settings))
-            assert ranks[0][i][step][0] == pytest.approx(loss, abs=1e-6)
+    expected = [gradient_of(batch, **settings) for batch, settings in cases()]
+    for part, wanted in enumerate((expected, remembered_steps())):
+        for i, (loss, gradient, ap) in enumerate(wanted):
+            assert gradient.abs().sum() > 0
+            for own_loss, _, own_ap in (rank[part][i] for rank in ranks):
+                assert own_loss == pytest.approx(loss, abs=1e-6), i
+                torch.testing.assert_close(own_ap, ap, equal_nan=True, atol=1e-9, rtol=0)
+            joined = torch.cat([rank[part][i][1] for rank in ranks])
+            torch.testing.assert_close(joined, gradient, atol=1e-6, rtol=1e-5, msg=str(i))
 
 
 def several(batches: list[dict]) -> dict:
