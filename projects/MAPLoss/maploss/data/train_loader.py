@@ -86,7 +86,8 @@ class TrainLoader:
         without_windows = cfg.clone()
         without_windows.defrost()
         without_windows.MODEL.LOAD_PROPOSALS = False
-        found = _train_loader_from_config(without_windows, mapper, dataset=records)
+        # And nothing but the sampler is kept, so that the records can be let go once serialised.
+        sampler = _train_loader_from_config(without_windows, mapper, dataset=records)["sampler"]
         num_records, world_size = len(records), comm.get_world_size()
         if cfg.SOLVER.IMS_PER_BATCH <= 0 or cfg.SOLVER.IMS_PER_BATCH % world_size:
             raise ValueError(
@@ -100,8 +101,8 @@ class TrainLoader:
                 return samplers.RandomSubsetTrainingSampler(
                     num_records, ratio, seed_shuffle=seed, seed_subset=seed
                 )
-            found["sampler"]._seed = seed  # all others read it when they begin
-            return found["sampler"]
+            sampler._seed = seed  # all others read it when they begin
+            return sampler
 
         return {
             "records": records,
