@@ -11,6 +11,9 @@ from .average_precision import check_detections, rank_detections
 from .checks import check_choice, check_mask
 from .pair_sums import ramp_pairs
 
+# Rows of the matrix of pushed windows and true positives computed at once.
+_BLOCK = 4096
+
 PAIR_TRANSITIVITIES = ("label_aware", "none")
 # Beyond these float32 scores underflow or overflow.
 _LEAST_MARGIN, _LARGEST_MARGIN = 1e-6, 1e6
@@ -100,10 +103,9 @@ def _others_above(
     tps: torch.Tensor, pushed: torch.Tensor, scores: torch.Tensor, matched_gt: torch.Tensor
 ) -> torch.Tensor:
     """(P,) for each pushed window, how many true positives of other objects are above it."""
-    place = torch.argsort(torch.argsort(scores, descending=True, stable=True))
-    above = torch.searchsorted(place[tps].sort().values, place[pushed])
-    # Of its own object: the place of that one's true positive, or after all.
-    objects, number = matched_gt.unique(return_inverse=True)
-    own = torch.full_like(objects, len(scores))
-    own[number[tps]] = place[tps]
-    return above - (own[number[pushed]] < place[pushed]).long()
+    above = scores.new_zeros(len(pushed), dtype=torch.int64)
+    for rows in torch.arange(len(pushed), device=scores.device).split(_BLOCK):
+        some = pushed[rows][:, None]
+        is_better = (scores[tps] > scores[some]) | ((scores[tps] == scores[some]) & (tps < some))
+        above[rows] = (is_better & (matched_gt[tps] != matched_gt[some])).sum(1)
+    return above
