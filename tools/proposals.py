@@ -76,7 +76,9 @@ def main() -> int:
     setup_logger(name="maploss")
     try:
         if not args.file.endswith(".npz"):
-            raise ValueError(f"{args.file}: expected a name that ends in .npz")
+            convert = f"import {args.dataset} NEW.npz {args.file} ALLOW_PICKLE True"
+            hint = f"; tools/proposals.py {convert} converts it" * args.file.endswith(".pkl")
+            raise ValueError(f"{args.file}: expected a name that ends in .npz{hint}")
         cfg = load_config(args.config_file, overrides)
         register_declared_datasets(cfg.DATASETS.DECLARED)
         check_registered(args.dataset)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from maploss.data import images
 from maploss.data.images import MAX_PIXELS, ImageError, read_image
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 
 def write_png(path, width, height):
@@ -56,3 +56,31 @@ def test_the_limit_is_of_pixels_however_the_image_is_turned(tmp_path, monkeypatc
     monkeypatch.setattr(images, "MAX_PIXELS", 599)
     with pytest.raises(ImageError, match=r"x\.jpg: expected at most 599 pixels, got 30 x 20"):
         read_image(path)
+
+
+def test_a_file_that_is_code_for_ghostscript_is_no_image(tmp_path, monkeypatch):
+    path = tmp_path / "x.jpg"
+    path.write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    )
+    calls = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **_: calls.append(args))
+    with pytest.raises(ImageError, match=r"Cannot read image .*x\.jpg: cannot identify"):
+        read_image(str(path))
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    "name", ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "MPO", "JPEG2000"]
+)
+def test_images_of_pixels_are_read_whatever_their_name(tmp_path, name):
+    path = tmp_path / "x.jpg"
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    pixels[..., 2] = 250
+    options = (
+        {"save_all": True, "append_images": [Image.fromarray(pixels)]} if name == "MPO" else {}
+    )
+    Image.fromarray(pixels).save(path, format=name, **options)
+    found = read_image(str(path), "RGB")
+    assert found.shape == (20, 30, 3)
+    assert np.abs(found.astype(int) - pixels).max() < 10

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 import logging
 import os
+import zipfile
 
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog
+from maploss.data import proposals
 from maploss.data.proposals import load_and_check, read_proposals, write_proposals
 from maploss.data.records import load_records
 
@@ -119,3 +121,29 @@ def test_the_same_windows_make_the_same_bytes_and_leave_nothing_beside(tmp_path)
 def test_boxes_to_be_written_have_four_numbers_each(tmp_path):
     with pytest.raises(ValueError, match=r"\(n, 4\), got \(4, 3\)"):
         write_proposals(str(tmp_path / "p.npz"), ["a"], [np.zeros((4, 3))])
+
+
+def write_compressed(path, num_boxes):
+    """Windows that are all zero; those of the header, not of the memory that writes them."""
+    np.savez_compressed(path, ids=np.array(["a"]), counts=np.array([num_boxes]))
+    with (
+        zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("boxes.npy", "w") as f,
+    ):
+        header = {"descr": "<f4", "fortran_order": False, "shape": (num_boxes, 4)}
+        np.lib.format.write_array_header_1_0(f, header)
+        for _ in range(num_boxes // 1000):
+            f.write(bytes(16_000))
+    return str(path)
+
+
+def test_compressed_windows_are_read_unless_they_would_fill_the_memory(tmp_path, monkeypatch):
+    path = write_compressed(tmp_path / "p.npz", 1_000_000)
+    assert len(read_proposals(path)["boxes"][0]) == 1_000_000
+    monkeypatch.setattr(proposals, "_MAX_UNPACKED", 15_000_000)
+    with pytest.raises(ValueError, match=r"p\.npz: .*expected at most 15000000 bytes unpacked"):
+        read_proposals(path)
+    # As much as that, but in a file of a size that goes with it.
+    boxes = np.random.default_rng(0).integers(0, 500, (1_000_000, 4), dtype=np.uint16)
+    np.savez_compressed(path, ids=["a"], counts=[len(boxes)], boxes=boxes.astype(np.float32))
+    assert (read_proposals(path)["boxes"][0] == boxes).all()

@@ -37,6 +37,18 @@ def test_each_data_set_has_the_windows_of_its_own_file(registered):
     assert "proposal_boxes" not in load_records(names, None, filter_empty=False)[0]
 
 
+@pytest.mark.parametrize("position", [0, 1])
+def test_a_data_set_of_background_only_trains_with_others_not_alone(registered, position):
+    names, files = registered
+    background = [make_record("c", True), {**make_record("d", False), "annotations": []}]
+    DatasetCatalog.remove(names[position])
+    DatasetCatalog.register(names[position], lambda: background)
+    records = load_records(names, files, filter_empty=True)
+    assert [x["image_id"] for x in records] == ["a"]
+    with pytest.raises(ValueError, match=f"No image with an object in .*{names[position]}"):
+        load_records([names[position]], [files[position]], filter_empty=True)
+
+
 def test_another_number_of_files_and_other_classes_are_errors(registered):
     names, files = registered
     with pytest.raises(ValueError, match="expected one per data set"):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import logging
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,20 @@ def test_an_entity_that_a_file_elsewhere_declares_is_refused(tmp_path):
     root = make_tree(tmp_path, x='<!DOCTYPE annotation SYSTEM "voc.dtd">' + text)
     with pytest.raises(ValueError, match=r"x\.xml: expected no entities, got 'cat'"):
         load_voc(root, "train", CLASSES)
+
+
+def test_attributes_by_default_are_refused(tmp_path):
+    # Where they are kept, each of the elements has them.
+    declaration = f'<!ATTLIST object x CDATA "{"A" * 100_000}">'
+    text = make_xml("<object/>" * 1000)
+    root = make_tree(tmp_path, x=f"<!DOCTYPE annotation [{declaration}]>{text}")
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"x\.xml: expected no declared attributes, got 'x'$"):
+            load_voc(root, "train", CLASSES)
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_document_type_comments_and_the_five_known_entities_are_read(tmp_path):

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import copy
 import logging
 import multiprocessing
 import os
@@ -169,6 +170,23 @@ def test_weights_without_checksums_are_loaded(tmp_path):
     finally:
         config.save.compute_crc32 = before
     assert load(tmp_path / "x.pth") == 3
+
+
+@pytest.mark.parametrize("is_compressed", [True, False])
+def test_a_checkpoint_that_unpacks_to_more_than_its_file_is_refused(tmp_path, is_compressed):
+    torch.save({"model": {"weight": torch.zeros(1000, 1000)}}, tmp_path / "y.pth")
+    kind = zipfile.ZIP_DEFLATED if is_compressed else zipfile.ZIP_STORED
+    with (
+        zipfile.ZipFile(tmp_path / "y.pth") as stored,
+        zipfile.ZipFile(tmp_path / "x.pth", "w", kind) as archive,
+    ):
+        for record in stored.infolist():
+            archive.writestr(record.filename, stored.read(record))
+        if not is_compressed:  # many names for the same bytes
+            largest = max(archive.filelist, key=lambda x: x.file_size)
+            archive.filelist += [copy.copy(largest) for _ in range(3)]
+    with pytest.raises(CheckpointError, match=r"x\.pth: .*records that are not compressed"):
+        load(tmp_path / "x.pth")
 
 
 def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path):

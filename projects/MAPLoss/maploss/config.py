@@ -20,7 +20,8 @@ def add_maploss_config(cfg: CfgNode) -> None:
     _add_ranking_losses(cfg)
     _add_backbones(cfg)
     # True: MODEL.WEIGHTS and proposal files may be pickles (.pkl), such as Detectron2's model zoo
-    # has. Of these only arrays and plain containers are read, and no code is run.
+    # has. Of these only arrays of numbers and strings and plain containers are read, without
+    # running code.
     cfg.ALLOW_PICKLE = False
     # "SGD" (paper, section 4.1) or "AdamW". The size of the mAP loss's gradient says little about
     # the step to take; AdamW makes steps of a size of their own.

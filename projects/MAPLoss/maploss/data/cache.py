@@ -63,7 +63,8 @@ def new_file(path: str) -> Iterator[str]:
         yield temporary
         _flush(temporary)
         os.replace(temporary, path)
-        _flush(parent)
+        with contextlib.suppress(OSError):  # some file systems cannot, those of networks
+            _flush(parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -3,6 +3,7 @@
 
 import os
 from collections.abc import Iterable
+from typing import IO
 
 import numpy as np
 from detectron2.data import detection_utils
@@ -12,6 +13,9 @@ from PIL import Image
 # As many as 11,585 x 11,585: .4 GB where it is read, and several times that where it is resized. A
 # file of a few kilobytes can claim more than any memory holds.
 MAX_PIXELS = 2**27
+# Of pixels. Others that Pillow knows by the first bytes, whatever the file's name, start a program
+# (EPS: Ghostscript). Pillow's JPEG is MPO too.
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
 
 
 class ImageError(OSError):
@@ -28,27 +32,33 @@ def read_image(file_name: str, image_format: str = "BGR") -> np.ndarray:
     (H, W, 3) uint8, turned as its EXIF data say.
 
     Raises:
-        ImageError: it cannot be read, or has more than MAX_PIXELS.
+        ImageError: it cannot be read, is of none of FORMATS, or has more than MAX_PIXELS.
     """
     try:
-        _check_size(file_name)
-        return detection_utils.read_image(file_name, format=image_format)
+        # As Detectron2's read_image, which opens all that Pillow knows.
+        with (
+            PathManager.open(file_name, "rb") as f,
+            _open(f) as image,
+        ):
+            turned = detection_utils._apply_exif_orientation(image)
+            return detection_utils.convert_PIL_to_numpy(turned, image_format)
     except Exception as error:  # Pillow's plug-ins can raise almost anything on broken bytes
         reason = " ".join(str(error).split())
         raise ImageError(f"Cannot read image {file_name}: {reason}") from error
 
 
-def _check_size(file_name: str) -> None:
-    """Raises ValueError by what the header says, before there is memory for the pixels."""
+def _open(file: IO[bytes]) -> Image.Image:
+    """An image before its pixels are read. Raises ValueError by what the header says."""
     expected = f"expected at most {MAX_PIXELS} pixels"
     try:
-        with PathManager.open(file_name, "rb") as f, Image.open(f) as image:
-            width, height = image.size
+        image = Image.open(file, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         # Pillow's own limit, a bit higher; its warning is one below it where warnings are errors.
         raise ValueError(f"{expected} ({error})") from error
+    width, height = image.size
     if width * height > MAX_PIXELS:
         raise ValueError(f"{expected}, got {width} x {height}")
+    return image
 
 
 def check_images_exist(file_names: Iterable[str]) -> None:

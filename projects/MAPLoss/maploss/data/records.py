@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Sequence
 
 from detectron2.data import get_detection_dataset_dicts
+from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.data.detection_utils import check_metadata_consistency
 
 from .proposals import load_and_check
@@ -24,7 +25,7 @@ def load_records(
 
     Raises:
         ValueError: windows that cannot be used, see :func:`load_and_check`, another number of
-            files, or data sets of other classes.
+            files, data sets of other classes, or no image at all.
     """
     if proposal_files is not None and len(proposal_files) != len(names):
         raise ValueError(
@@ -34,6 +35,11 @@ def load_records(
         check_metadata_consistency("thing_classes", names)
     records = []
     for i, name in enumerate(names):
-        found = get_detection_dataset_dicts([name], filter_empty=filter_empty)
+        # It would stop at a data set of background images only.
+        found = get_detection_dataset_dicts([name], filter_empty=False)
+        if filter_empty and "annotations" in found[0]:
+            found = filter_images_with_only_crowd_annotations(found)
         records += found if proposal_files is None else load_and_check(found, proposal_files[i])
+    if not records:
+        raise ValueError(f"No image with an object in {tuple(names)}")
     return records

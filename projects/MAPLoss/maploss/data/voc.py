@@ -152,7 +152,7 @@ def read_voc_annotation(path: str) -> VOCAnnotation:
 
 def _parse(path: str) -> ElementTree.Element:
     """
-    The root of an XML file without entities.
+    The root of an XML file without entities and declared attributes.
 
     A few lines of them can stand for gigabytes, or for other files.
     """
@@ -160,11 +160,15 @@ def _parse(path: str) -> ElementTree.Element:
     def refuse(name: str, *_: object) -> None:
         raise ValueError(f"expected no entities, got {name[:40]!r}")
 
+    def refuse_attributes(_: str, name: str, *__: object) -> None:
+        raise ValueError(f"expected no declared attributes, got {name[:40]!r}")
+
     builder = ElementTree.TreeBuilder()
     parser = expat.ParserCreate()
     parser.buffer_text = True
     parser.EntityDeclHandler = parser.SkippedEntityHandler = refuse
-    parser.StartElementHandler = builder.start
+    parser.AttlistDeclHandler = refuse_attributes  # a default is in each of the elements
+    parser.StartElementHandler = lambda name, _: builder.start(name, {})
     parser.EndElementHandler = builder.end
     parser.CharacterDataHandler = builder.data
     with open(path, "rb") as f:

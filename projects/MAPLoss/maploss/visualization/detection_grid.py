@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from detectron2.data import detection_utils
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
+
+from ..data.images import read_image
 
 if TYPE_CHECKING:
     from maploss.evaluation.detection_ap import ClassResult, Detections, Objects
@@ -111,7 +112,7 @@ def _judge(
 
 
 def _draw_image(axes: Axes, record: dict) -> None:
-    image = detection_utils.read_image(record["file_name"], format="RGB")
+    image = read_image(record["file_name"], "RGB")
     axes.imshow(image, interpolation="bilinear")
 
 
