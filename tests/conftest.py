@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures that several folders share: a small config, and a small data set on disk."""
 
+import logging
 import runpy
 import sys
 from pathlib import Path
@@ -21,6 +22,17 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # Tensors are tiny here: two threads gain nothing, and wait for each other where a core is busy,
 # which makes the tests of the configs ten times slower.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _loggers_as_before():
+    """A run sets up loggers for the process, and what they then say caplog does not see."""
+    loggers = [logging.getLogger(name) for name in ("maploss", "detectron2", "fvcore")]
+    before = [(x.propagate, x.level, x.handlers[:]) for x in loggers]
+    yield
+    for logger, (propagate, level, handlers) in zip(loggers, before, strict=True):
+        logger.propagate, logger.handlers = propagate, handlers
+        logger.setLevel(level)
 
 
 @pytest.fixture

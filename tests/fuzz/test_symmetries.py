@@ -43,7 +43,7 @@ def test_the_order_of_windows_does_not_matter(batch, settings, random):
     other_loss, other, other_stats = loss_and_gradient(reordered(batch, order), **settings)
     assert_close(other_loss, loss)
     assert_close(other, gradient[order])
-    assert_close(other_stats, stats)
+    assert_close(other_stats[:6], stats[:6])  # not the times
 
 
 @given(draw.minibatches(has_ties=False), SETTINGS, st.permutations([5, -1, 2**33, 11]))
@@ -58,7 +58,7 @@ def test_names_and_order_of_images_do_not_matter(batch, settings, names):
     moved = loss_and_gradient(reordered(renamed, windows, objects), **settings)
     assert_close(moved[0], loss)
     assert_close(moved[1], gradient[windows])
-    assert_close(moved[2], stats)
+    assert_close(moved[2][:6], stats[:6])  # not the times
 
 
 @given(draw.minibatches(), SETTINGS, st.randoms())
