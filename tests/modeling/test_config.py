@@ -154,8 +154,9 @@ def test_the_defaults_are_those_of_the_loss():
     cfg = get_cfg()
     add_maploss_config(cfg)
     cfg.MODEL.MAP_LOSS.pop("AP_TYPE")  # "auto" is known to the config only
-    for name in ("BOX_REG", "WINDOWS"):  # of the predictor and the heads, not of the loss
+    for name in ("BOX_REG", "WINDOWS", "VIS_PERIOD"):  # of others than the loss
         cfg.MODEL.MAP_LOSS.pop(name)
+    cfg.MODEL.MAP_LOSS.MEMORY_SIZE = cfg.MODEL.MAP_LOSS.pop("MEMORY")
     cfg.MODEL.MAP_LOSS.GRAD_CLIP = cfg.MODEL.MAP_LOSS.GRAD_CLIP or None  # 0 = off
     for function in (map_loss, MAPLoss.__init__):
         for name, parameter in inspect.signature(function).parameters.items():
