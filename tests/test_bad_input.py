@@ -170,7 +170,9 @@ def test_an_image_that_cannot_be_used_stops_training_with_one_line(
     data, spoil, says, workers, caplog
 ):
     spoil(data)
-    with pytest.raises(SystemExit, match=rf"^error: {says}") as stop:
+    with pytest.raises(
+        SystemExit, match=rf"^error: training stopped in iteration 0: {says}"
+    ) as stop:
         train(data, **{"DATALOADER.NUM_WORKERS": workers})
     assert "\n" not in str(stop.value)
     assert "Traceback" not in caplog.text
