@@ -97,14 +97,14 @@ def test_what_a_checkpoint_makes_is_what_a_run_without_a_stop_makes(folder, loss
     assert_equal(load(output / "model_final.pth"), load(without_stop))
 
 
-def test_the_checkpoints_seed_wins_over_the_configs_with_a_warning(folder, losses, caplog):
+def test_the_checkpoints_seed_wins_over_the_configs_with_a_warning(folder, losses):
     train(arguments(folder, "output", SEED=3))
     expected = losses[4:]
     losses.clear()
     (folder / "output/last_checkpoint").write_text("model_0000003.pth")
     train(arguments(folder, "output", "--resume", SEED=4))
     assert losses == expected
-    assert "SEED is 4: going on with 3" in caplog.text
+    assert "SEED is 4: going on with 3" in (folder / "output/log.txt").read_text()
 
 
 def test_the_order_of_images_and_the_windows_depend_on_the_seed(folder, losses):
@@ -136,7 +136,7 @@ def test_an_unreadable_image_stops_with_file_iteration_and_checkpoint(folder, mo
     assert int(match[1]) == int(match[2]) + 1
 
 
-def test_an_unreadable_image_can_be_skipped_and_is_counted(folder, monkeypatch, caplog):
+def test_an_unreadable_image_can_be_skipped_and_is_counted(folder, monkeypatch):
     spoil_while_training(monkeypatch, folder / "5.png")
     counts, trained = [], []
     after_step = train_net.Trainer.after_step
@@ -148,7 +148,6 @@ def test_an_unreadable_image_can_be_skipped_and_is_counted(folder, monkeypatch, 
     monkeypatch.setattr(train_net.Trainer, "after_step", watch)
     finals = []
     for workers in (0, 1):
-        caplog.clear()
         args = {"DATALOADER__NUM_WORKERS": workers, "DATALOADER__UNREADABLE_IMAGES": "skip"}
         train(arguments(folder, f"output{workers}", **args))
         finals.append(load(folder / f"output{workers}/model_final.pth")["model"])
