@@ -52,11 +52,7 @@ def score_images(cfg, model) -> list[LossInputs]:
 
 def rank(images: list[LossInputs], settings: dict, memory: DetectionMemory | None) -> MAPLossStats:
     """What the loss says of these images together."""
-    numbered = [
-        x._replace(image_ids=x.image_ids + i, gt_image_ids=x.gt_image_ids + i)
-        for i, x in enumerate(images)
-    ]
-    joined = LossInputs(*(torch.cat(column) for column in zip(*numbered, strict=True)))
+    joined = LossInputs.join(images, [1] * len(images))
     return map_loss(*joined, **settings, memory=memory)[1]
 
 

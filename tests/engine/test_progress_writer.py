@@ -11,8 +11,6 @@ from maploss.engine import ProgressWriter
 def write(caplog, monkeypatch):
     """Returns the lines that a writer of 100 iterations logs at an iteration, given scalars."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    # setup_logger, if any test has called it, keeps the project's lines from the root logger.
-    monkeypatch.setattr(logging.getLogger("maploss"), "propagate", True)
 
     def _write(iteration, **scalars):
         with EventStorage(iteration) as storage, caplog.at_level(logging.INFO, "maploss"):

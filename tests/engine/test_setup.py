@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import logging
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ def cfg(tiny_cfg, tiny_dataset):
 
 def test_without_cuda_the_cpu_is_used_and_that_is_said(cfg, monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(logging.getLogger("maploss"), "propagate", True)
     cfg.MODEL.DEVICE = "cuda"
     prepare_config(cfg, eval_only=False)
     assert cfg.MODEL.DEVICE == "cpu"

@@ -33,9 +33,7 @@ def new_folder(path: str) -> Iterator[str | None]:
         if os.path.isdir(path):
             yield None
             return
-        for leftover in os.listdir(parent):
-            if leftover.startswith(f"{name}.tmp-"):
-                shutil.rmtree(os.path.join(parent, leftover), ignore_errors=True)
+        _remove(parent, f"{name}.tmp-")
         folder = tempfile.mkdtemp(prefix=f"{name}.tmp-", dir=parent)
         try:
             yield folder
@@ -78,8 +76,13 @@ def remove_leftovers(path: str, *, is_beginning: bool = False) -> None:
     """
     parent, name = os.path.split(os.path.abspath(path))
     stem = name if is_beginning else os.path.splitext(name)[0] + ".tmp-"
+    _remove(parent, f".{stem}")
+
+
+def _remove(parent: str, beginning: str) -> None:
+    """Temporary folders whose names begin so."""
     for leftover in os.listdir(parent):
-        if leftover.startswith(f".{stem}") and ".tmp-" in leftover:
+        if leftover.startswith(beginning) and ".tmp-" in leftover:
             shutil.rmtree(os.path.join(parent, leftover), ignore_errors=True)
 
 

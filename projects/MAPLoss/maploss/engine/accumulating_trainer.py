@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..modeling.joint_ranking import JointRanking
-from ..modeling.map_output_layers import MAPOutputLayers
+from ..modeling.map_output_layers import map_output_layers_of
 
 
 class AccumulatingTrainer(SimpleTrainer):
@@ -81,8 +81,8 @@ class AccumulatingTrainer(SimpleTrainer):
         graph. Both rounds draw the same random numbers.
         """
         model = getattr(self.model, "module", self.model)
-        predictor = getattr(getattr(model, "roi_heads", None), "box_predictor", None)
-        if self.num_passes == 1 or not isinstance(predictor, MAPOutputLayers):
+        predictor = map_output_layers_of(model)
+        if self.num_passes == 1 or predictor is None:
             yield
             return
         predictor.joint = JointRanking()

@@ -7,7 +7,7 @@ from torch import nn
 
 from ..layers import MAPLossStats, precision_recall
 from ..modeling.joint_ranking import LossInputs
-from ..modeling.map_output_layers import MAPOutputLayers
+from ..modeling.map_output_layers import map_output_layers_of
 from ..visualization import gradient_picture, minibatch_pr_picture
 
 
@@ -25,10 +25,8 @@ class LossPictures(HookBase):
             model: a detector with an `roi_heads.box_predictor`, perhaps parallel. period: 0 for
             never. image_format: of the inputs' images, "BGR" or "RGB".
         """
-        model = getattr(model, "module", model)
-        predictor = getattr(getattr(model, "roi_heads", None), "box_predictor", None)
-        self._predictor = predictor if isinstance(predictor, MAPOutputLayers) else None
-        self._model, self._period = model, period
+        self._predictor = map_output_layers_of(model)
+        self._model, self._period = getattr(model, "module", model), period
         self._is_bgr = image_format == "BGR"
         self._images: list[torch.Tensor] = []
         self._handle = None

@@ -16,6 +16,7 @@ from ..data.mapper import MAPDatasetMapper
 from ..data.seeding import seed_generators
 from ..data.train_loader import TrainLoader
 from ..layers import DetectionMemory
+from ..modeling.map_output_layers import map_output_layers_of
 from .accumulating_trainer import AccumulatingTrainer
 from .box_targets import set_box_targets
 from .checkpoints import loading
@@ -61,7 +62,7 @@ class CheckedTrainer(DefaultTrainer):
                 is_amp=cfg.SOLVER.AMP.ENABLED,
             )
         # Before a checkpoint is loaded, whose box regression may have been trained for others.
-        set_box_targets(getattr(self.model, "module", self.model), cfg)
+        set_box_targets(self.model, cfg)
         self._older_tag: int | None = None
         self._stopped: str | None = None
 
@@ -129,9 +130,8 @@ class CheckedTrainer(DefaultTrainer):
         self._seed = seed
 
     def _detection_memory(self) -> DetectionMemory | None:
-        heads = getattr(getattr(self.model, "module", self.model), "roi_heads", None)
-        loss = getattr(getattr(heads, "box_predictor", None), "map_loss", None)
-        return None if loss is None else loss.memory
+        predictor = map_output_layers_of(self.model)
+        return None if predictor is None else predictor.map_loss.memory
 
     def train(self) -> dict | None:
         loader = self._trainer.data_loader

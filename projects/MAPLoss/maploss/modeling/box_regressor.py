@@ -113,8 +113,13 @@ class BoxRegressor(nn.Linear):
         return _TRANSFORM.apply_deltas(deltas, windows).view(-1, self.num_boxes, 4)
 
 
+def box_predictor_of(model: nn.Module) -> nn.Module | None:
+    """What scores the windows of a detector, perhaps a parallel one; None where nothing does."""
+    heads = getattr(getattr(model, "module", model), "roi_heads", None)
+    return getattr(heads, "box_predictor", None)
+
+
 def box_regressor_of(model: nn.Module) -> BoxRegressor | None:
     """The box regression of a detector's box head, None where there is none of this kind."""
-    predictor = getattr(getattr(model, "roi_heads", None), "box_predictor", None)
-    regressor = getattr(predictor, "bbox_pred", None)
+    regressor = getattr(box_predictor_of(model), "bbox_pred", None)
     return regressor if isinstance(regressor, BoxRegressor) else None

@@ -5,7 +5,8 @@ One mAP of the minibatches of several passes: windows are scored twice, and rank
 Shape letters: R windows of one pass, K classes, G objects.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,16 @@ class LossInputs(NamedTuple):
     gt_image_ids: torch.Tensor
     gt_difficult: torch.Tensor
 
+    @classmethod
+    def join(cls, parts: Sequence["LossInputs"], num_images: Sequence[int]) -> "LossInputs":
+        """Of all parts together; image ids of each count from 0, those of the next go on."""
+        firsts = itertools.accumulate(num_images, initial=0)
+        numbered = [
+            x._replace(image_ids=x.image_ids + first, gt_image_ids=x.gt_image_ids + first)
+            for x, first in zip(parts, firsts, strict=False)
+        ]
+        return cls(*(torch.cat(column) for column in zip(*numbered, strict=True)))
+
 
 class JointRanking:
     """
@@ -36,7 +47,7 @@ class JointRanking:
 
     def __init__(self) -> None:
         self._inputs: list[LossInputs] = []
-        self._num_images = 0
+        self._num_images: list[int] = []
         self._losses: dict[str, torch.Tensor] = {}
         self._gradients: list[torch.Tensor] = []
         self._num_given = 0
@@ -45,18 +56,13 @@ class JointRanking:
     def collect(self, inputs: LossInputs, num_images: int) -> None:
         """Takes in a pass of so many images, whose numbers count from 0."""
         self._inputs.append(
-            inputs._replace(
-                scores=inputs.scores.detach(),
-                boxes=inputs.boxes.detach(),
-                image_ids=inputs.image_ids + self._num_images,
-                gt_image_ids=inputs.gt_image_ids + self._num_images,
-            )
+            inputs._replace(scores=inputs.scores.detach(), boxes=inputs.boxes.detach())
         )
-        self._num_images += num_images
+        self._num_images.append(num_images)
 
     def rank(self, loss: Callable[[LossInputs], dict[str, torch.Tensor]]) -> None:
         """Ends the first round: `loss` of all windows, and its gradient by their scores."""
-        joined = LossInputs(*(torch.cat(column) for column in zip(*self._inputs, strict=True)))
+        joined = LossInputs.join(self._inputs, self._num_images)
         with torch.enable_grad():
             scores = joined.scores.requires_grad_()
             losses = loss(joined._replace(scores=scores))

@@ -13,10 +13,12 @@ from detectron2.layers import ShapeSpec
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
+from torch import nn
 
 from ..layers import MAPLoss, MAPLossStats
 from ..layers.checks import check_choice
 from ..layers.given_gradient import scale_gradient
+from .box_regressor import box_predictor_of
 from .joint_ranking import JointRanking, LossInputs
 from .output_layers import WindowOutputLayers, WindowOutputs, image_inds
 
@@ -189,6 +191,12 @@ class MAPOutputLayers(WindowOutputLayers):
 
     def vote_log_weights(self, scores: torch.Tensor) -> torch.Tensor:
         return scores
+
+
+def map_output_layers_of(model: nn.Module) -> MAPOutputLayers | None:
+    """Those of a detector, perhaps a parallel one; None where it is trained otherwise."""
+    predictor = box_predictor_of(model)
+    return predictor if isinstance(predictor, MAPOutputLayers) else None
 
 
 def _class_names(cfg: CfgNode) -> list[str] | None:
