@@ -8,7 +8,7 @@ from maploss.layers.pair_sums import (
     piecewise_linear_pairs,
     ramp_pairs,
 )
-from maploss.layers.piecewise_linear import control_points, piecewise_linear
+from maploss.layers.piecewise_linear import control_points, knots, piecewise_linear
 
 
 def whole_matrix(queries, items, delta, points):
@@ -40,7 +40,7 @@ def test_running_sums_give_the_sums_of_the_whole_matrix(seed):
     spread, delta = 10 ** torch.empty(2).uniform_(-1, 1)
     queries, items = spread * torch.randn(17), spread * torch.randn(200)
     points = control_points(torch.rand(8))
-    pairs = PiecewiseLinearPairs(queries, items, float(delta), points)
+    pairs = PiecewiseLinearPairs(queries, items, float(delta), knots(points))
     assert_sums(pairs, *whole_matrix(queries, items, float(delta), points))
 
 
@@ -51,7 +51,7 @@ def test_ties_and_scores_at_the_ends_of_the_ramp_are_summed_too():
     got, _ = ramp_pairs(queries, items, 1.0).over_items(torch.ones(6))
     torch.testing.assert_close(got, expected.sum(1).double())
     jump = torch.tensor([[0.0, 0.5], [0.0, 0.5], [0.5, 0.5], [0.5, 0.75]])
-    pairs = PiecewiseLinearPairs(queries, items, 1.0, jump)
+    pairs = PiecewiseLinearPairs(queries, items, 1.0, knots(jump))
     values, _ = whole_matrix(queries, items, 1.0, jump)
     torch.testing.assert_close(pairs.over_items(torch.ones(6))[0], values.sum(1))
 

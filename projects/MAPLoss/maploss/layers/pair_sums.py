@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from .piecewise_linear import knots, value_and_slope
+from .piecewise_linear import Knots, knots, value_and_slope
 
 # Where the steepest part of the ramp is so many times narrower than the scores are wide, running
 # sums would round it away.
@@ -44,15 +44,13 @@ class PiecewiseLinearPairs:
     O(P M + D) memory for what takes P D as a matrix, with the same result.
     """
 
-    def __init__(
-        self, queries: torch.Tensor, items: torch.Tensor, delta: float, points: torch.Tensor
-    ):
+    def __init__(self, queries: torch.Tensor, items: torch.Tensor, delta: float, given: Knots):
         """
         Args:
             queries: (P,) scores. items: (D,) scores. delta: half the width of the ramp, in units of
-                score, above 0. points: (M, 2) control points of h, M = 0 for a straight line.
+                score, above 0. given: of h.
         """
-        x, y, slopes = knots(points)
+        x, y, slopes = given
         queries, items = _near_zero(queries, items, delta)
         self._sorted, self._order = items.sort()
         # Where each query's segments begin, in units of score, and as places among the items.
@@ -139,11 +137,14 @@ class BlockedPairs:
 def piecewise_linear_pairs(
     queries: torch.Tensor, items: torch.Tensor, delta: float, points: torch.Tensor
 ) -> PairSums:
-    """:class:`PiecewiseLinearPairs`, or by blocks where h is too steep for it; its arguments."""
+    """
+    :class:`PiecewiseLinearPairs`, or by blocks where h is too steep for it; its arguments, and the
+    (M, 2) control points of h, M = 0 for a straight line.
+    """
     given = knots(points)
     width = float(queries.max() - queries.min()) + 2 * delta if len(queries) else 0.0
     if float(given.slopes.max()) / (2 * delta) * width < _STEEPEST:
-        return PiecewiseLinearPairs(queries, items, delta, points)
+        return PiecewiseLinearPairs(queries, items, delta, given)
 
     def f(d: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         place = (d / (2 * delta) + 0.5).clamp(0, 1)
