@@ -22,9 +22,15 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from maploss.layers import Steps, ap_steps, average_precision, pair_gradient, pseudo_gradient
-from maploss.layers.dcg_steps import dcg, dcg_steps
-from maploss.layers.direct_ap_loss import direct_ap_loss
+from maploss.layers import (
+    Steps,
+    ap_steps,
+    average_precision,
+    error_driven_gradient,
+    pseudo_gradient,
+)
+from maploss.layers.ranking_losses.direct_ap_loss import direct_ap_loss
+from maploss.layers.steps.dcg_steps import dcg, dcg_steps
 from tabulate import tabulate
 from torch import nn
 
@@ -114,7 +120,9 @@ def nearest_steps(
 
 def ap_pairs(scores: torch.Tensor, grades: torch.Tensor) -> torch.Tensor:
     """All pairs in the wrong order, as `map_loss` takes them unless told otherwise."""
-    return ascend(pair_gradient(scores.detach(), *objects_of(grades), margin=MARGIN), scores)
+    return ascend(
+        error_driven_gradient(scores.detach(), *objects_of(grades), margin=MARGIN), scores
+    )
 
 
 def direct(scores: torch.Tensor, grades: torch.Tensor, update: str) -> torch.Tensor:

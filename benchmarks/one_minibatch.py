@@ -23,9 +23,9 @@ from detectron2.modeling import build_roi_heads
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 from maploss.engine import build_optimizer
-from maploss.layers.nms_ap_steps import TRANSITIVITIES
-from maploss.layers.pair_gradient import PAIR_TRANSITIVITIES
-from maploss.layers.pseudo_gradient import ESTIMATORS, PAIRINGS
+from maploss.layers.map_loss.error_driven_gradient import PAIR_TRANSITIVITIES
+from maploss.layers.steps.nms_ap_steps import TRANSITIVITIES
+from maploss.layers.steps.pseudo_gradient import ESTIMATORS, PAIRINGS
 from maploss.modeling import MAPOutputLayers
 from maploss.modeling.output_layers import WindowOutputLayers, WindowOutputs
 from tabulate import tabulate

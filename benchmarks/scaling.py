@@ -26,11 +26,11 @@ from bm_map_loss import Minibatch, make_minibatch, peak_mebibytes, run_nms
 from maploss.layers import (
     DetectionMemory,
     average_precision,
+    error_driven_gradient,
     map_loss,
     match_detections,
-    pair_gradient,
 )
-from maploss.layers.class_rankings import ClassCurve
+from maploss.layers.map_loss.rankings import ClassCurve
 from report import machine
 from tabulate import tabulate
 
@@ -201,7 +201,7 @@ def rank_class(num_gpus: int, num_kept: int, num_over: int) -> list[Callable[[],
     is_moving = torch.arange(size) < 2000
     return [
         lambda: average_precision(scores[is_kept].double(), matched[is_kept], num_gpus),
-        lambda: pair_gradient(scores, matched, num_gpus, is_kept, is_moving=is_moving),
+        lambda: error_driven_gradient(scores, matched, num_gpus, is_kept, is_moving=is_moving),
     ]
 
 

@@ -13,7 +13,7 @@ import argparse
 import torch
 from maploss.layers import nms_ap_steps, pseudo_gradient
 from maploss.layers.average_precision import AP_TYPES
-from maploss.layers.nms_ap_steps import TRANSITIVITIES
+from maploss.layers.steps.nms_ap_steps import TRANSITIVITIES
 from tabulate import tabulate
 
 from tests.scenes import differing, oracle_steps, random_scene

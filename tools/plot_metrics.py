@@ -14,7 +14,7 @@ from maploss.visualization import draw_metric_curves, group_runs
 
 
 def main() -> None:
-    """Groups the folders by name and draws."""
+    """RaggedIndex the folders by name and draws."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("picture")
     parser.add_argument("folders", nargs="+", metavar="[LABEL=]FOLDER")

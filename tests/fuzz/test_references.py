@@ -14,19 +14,19 @@ from maploss.layers import (
     average_precision,
     dcg,
     dcg_steps,
+    error_driven_gradient,
     exact_steps,
     map_loss,
     match_detections,
     nms_ap_steps,
     nms_record,
-    pair_gradient,
     pseudo_gradient,
 )
 from torchvision.ops import nms
 
 from tests import strategies as draw
 from tests.reference import ap_after_nms as reference
-from tests.reference import pair_gradient as slow
+from tests.reference import error_driven_gradient as slow
 from tests.reference.voc_ap import voc_ap
 from tests.scenes import as_steps, differing, oracle_steps
 
@@ -170,14 +170,14 @@ def test_gradients_of_pairs_are_those_of_a_double_loop(data, found, margin, is_t
     scores, matched_gt, num_gt = found
     is_kept = data.draw(st.lists(st.booleans(), min_size=len(scores), max_size=len(scores)))
     is_kept = torch.tensor(is_kept, dtype=torch.bool)
-    gradient = pair_gradient(
+    gradient = error_driven_gradient(
         *found,
         is_kept,
         margin=margin,
         transitivity="label_aware" if is_transitive else "none",
     )
     arrays = (scores.numpy(), matched_gt.numpy(), num_gt, is_kept.numpy())
-    expected = slow.pair_gradient(*arrays, margin, is_transitive)
+    expected = slow.error_driven_gradient(*arrays, margin, is_transitive)
     np.testing.assert_allclose(gradient.numpy(), expected, rtol=1e-9, atol=1e-12)
 
 
@@ -211,7 +211,9 @@ def slow_map_loss(batch, nms_thresh, match_iou_thresh, estimator):
         if estimator == "pairs":
             kept = set(reference.greedy_nms(order, overlaps))
             is_kept = np.array([i in kept for i in range(len(scores))])
-            ppd[:, c] = slow.pair_gradient(scores[:, c], np.array(matched), num_gt, is_kept, 1.0)
+            ppd[:, c] = slow.error_driven_gradient(
+                scores[:, c], np.array(matched), num_gt, is_kept, 1.0
+            )
         else:
             value, steps = reference.nearest_steps(f, scores[:, c])
             ppd[:, c] = slow.pseudo_gradient(value, steps, scores[:, c], estimator, 0.5, True)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from maploss.layers import ThinLinear, truncated_svd
+from maploss.layers import LowRankLinear, truncated_svd
 
 
 @pytest.mark.parametrize("shape", [(7, 4), (4, 7), (5, 5), (1, 3)])
@@ -32,7 +32,7 @@ def test_weights_of_zero_lose_nothing():
 
 
 def test_two_thin_layers_have_the_shapes_of_the_paper():
-    thin = ThinLinear(25088, 40, 10)
+    thin = LowRankLinear(25088, 40, 10)
     assert [tuple(x.shape) for x in thin.parameters()] == [(10, 25088), (40, 10), (40,)]
     assert thin(torch.zeros(2, 25088)).shape == (2, 40)
 

@@ -13,7 +13,7 @@ from maploss.layers import (
     rank_sort_loss,
     smooth_ap_loss,
 )
-from maploss.layers.parameterized_ap_loss import ParameterizedAPLoss
+from maploss.layers.ranking_losses.parameterized_ap_loss import ParameterizedAPLoss
 from maploss.modeling.ranking_loss import (
     RANKING_LOSSES,
     RankingLoss,

@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 import torch
-from maploss.layers.direct_ap_loss import loss_augmented_ranking
+from maploss.layers.ranking_losses.direct_ap_loss import loss_augmented_ranking
 
 
 def average_precision(labels_by_rank) -> float:

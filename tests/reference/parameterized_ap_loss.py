@@ -2,7 +2,7 @@
 """Parameterized AP Loss with all pairs in one matrix and torch's own derivatives."""
 
 import torch
-from maploss.layers.piecewise_linear import identity_points, piecewise_linear
+from maploss.layers.ranking_losses.piecewise_linear import identity_points, piecewise_linear
 
 
 def whole_matrix_loss(scores, labels, quality, points, form, num_ranked=100_000):

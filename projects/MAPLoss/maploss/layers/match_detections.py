@@ -6,7 +6,7 @@ Which object a window is matched to. Shape letters: R windows, G objects, both o
 import torch
 
 from .checks import check_int64, check_shape
-from .groups import Groups
+from .ragged import RaggedIndex
 
 
 def paired_iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
@@ -66,7 +66,7 @@ def match_detections(
         return matched
     images, image = torch.cat([image_ids, gt_image_ids]).unique(return_inverse=True)
     objects = torch.arange(len(gt_boxes), device=boxes.device)
-    in_image = Groups(image[len(boxes) :], objects, len(images))
+    in_image = RaggedIndex(image[len(boxes) :], objects, len(images))
     # Every window with every object of its image; windows do not fall along the pairs.
     window, gt = in_image.expand(image[: len(boxes)])
     iou = paired_iou(boxes[window], gt_boxes[gt].to(boxes))

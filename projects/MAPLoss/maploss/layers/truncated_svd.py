@@ -53,7 +53,7 @@ def truncated_svd(weight: torch.Tensor, rank: int) -> Compression:
     return Compression(s[:rank, None] * vh[:rank], u[:, :rank].contiguous(), error)
 
 
-class ThinLinear(nn.Sequential):
+class LowRankLinear(nn.Sequential):
     """
     Two linear layers, of `rank` outputs without bias and of `out_features` with it, and no
     non-linearity between them: (.., in_features) to (.., out_features).

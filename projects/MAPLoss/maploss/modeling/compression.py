@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..layers import ThinLinear, truncated_svd
+from ..layers import LowRankLinear, truncated_svd
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def make_thin(box_head: nn.Module, ranks: Sequence[int]) -> None:
         limit = min(layer.weight.shape)
         if rank > limit:
             raise ValueError(f"rank of {name}: expected at most {limit}, got {rank}")
-        _replace(box_head, name, ThinLinear(layer.in_features, layer.out_features, rank))
+        _replace(box_head, name, LowRankLinear(layer.in_features, layer.out_features, rank))
 
 
 @torch.no_grad()
@@ -52,7 +52,7 @@ def compress(box_head: nn.Module, ranks: Sequence[int]) -> list[LayerCompression
             thin = truncated_svd(layer.weight, rank)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        replacement = ThinLinear(layer.in_features, layer.out_features, rank).to(layer.weight)
+        replacement = LowRankLinear(layer.in_features, layer.out_features, rank).to(layer.weight)
         replacement[0].weight.copy_(thin.first)
         replacement[1].weight.copy_(thin.second)
         replacement[1].bias.copy_(layer.bias)
@@ -62,7 +62,7 @@ def compress(box_head: nn.Module, ranks: Sequence[int]) -> list[LayerCompression
 
 
 def _pairs(box_head: nn.Module, ranks: Sequence[int]) -> list[tuple[str, nn.Linear, int]]:
-    if any(isinstance(x, ThinLinear) for x in box_head.modules()):
+    if any(isinstance(x, LowRankLinear) for x in box_head.modules()):
         raise ValueError("ranks: expected a box head that is whole, got one that is compressed")
     layers = [(name, x) for name, x in box_head.named_modules() if isinstance(x, nn.Linear)]
     if len(ranks) != len(layers) or any(rank < 0 for rank in ranks):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..layers.given_gradient import with_gradients
+from ..layers.surrogate_gradient import attach_gradient
 
 
 class LossInputs(NamedTuple):
@@ -94,7 +94,9 @@ class JointRanking:
         self._num_given += 1
         num_passes = len(self._inputs)
         losses = dict(self._losses)
-        losses["loss_map"] = with_gradients(losses["loss_map"], (scores,), (gradient * num_passes,))
+        losses["loss_map"] = attach_gradient(
+            losses["loss_map"], (scores,), (gradient * num_passes,)
+        )
         return losses
 
 

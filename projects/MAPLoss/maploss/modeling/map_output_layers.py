@@ -17,7 +17,7 @@ from torch import nn
 
 from ..layers import MAPLoss, MAPLossStats
 from ..layers.checks import check_choice
-from ..layers.given_gradient import scale_gradient
+from ..layers.surrogate_gradient import scale_gradient
 from .box_regressor import box_predictor_of
 from .joint_ranking import JointRanking, LossInputs
 from .output_layers import WindowOutputLayers, WindowOutputs, image_inds

@@ -19,7 +19,7 @@ from ..layers import (
     smooth_ap_loss,
 )
 from ..layers.checks import check_choice, check_positive
-from ..layers.given_gradient import scale_gradient
+from ..layers.surrogate_gradient import scale_gradient
 from .output_layers import single
 
 # MODEL.RANKING_LOSS.NAME.

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..layers.piecewise_linear import (
+from ..layers.ranking_losses.piecewise_linear import (
     NUM_POINTS,
     check_points,
     control_points,

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lists of different lengths, one per key: a small CSR table."""
+
+import torch
+
+
+class RaggedIndex:
+    """
+    Values by key.
+
+    Args:
+        keys: (E,) int64 in [0, num_keys). values: (E,) int64. The order within a key is kept.
+    """
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, num_keys: int) -> None:
+        order = torch.argsort(keys, stable=True)
+        self.values = values[order]
+        self.counts = torch.bincount(keys, minlength=num_keys)
+        self.starts = self.counts.cumsum(0) - self.counts
+
+    def expand(self, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        All values of each key in `keys` (B,).
+
+        Returns:
+            (C,) position in `keys`, not falling, and (C,) value.
+        """
+        counts = self.counts[keys]
+        source = torch.repeat_interleave(counts)
+        first = counts.cumsum(0) - counts
+        within = torch.arange(len(source), device=keys.device) - first[source]
+        return source, self.values[self.starts[keys][source] + within]
+
+
+def isin_sorted(queries: torch.Tensor, sorted_keys: torch.Tensor) -> torch.Tensor:
+    """Which `queries` (B,) int64 stand in `sorted_keys` (C,) int64, rising."""
+    if not len(sorted_keys):
+        return torch.zeros_like(queries, dtype=torch.bool)
+    at = torch.searchsorted(sorted_keys, queries).clamp(max=len(sorted_keys) - 1)
+    return sorted_keys[at] == queries

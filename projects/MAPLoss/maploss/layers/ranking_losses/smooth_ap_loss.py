@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Smooth-AP (Brown et al., "Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval", ECCV
+2020).
+
+Shape letters: D scores, all windows x classes of the minibatch, P of them positive.
+"""
+
+import torch
+
+from ..checks import check_positive, check_ranking
+from ..surrogate_gradient import attach_gradient
+from .pair_sums import BlockedPairs
+
+
+def smooth_ap_loss(
+    scores: torch.Tensor, labels: torch.Tensor, *, temperature: float = 1.0
+) -> torch.Tensor:
+    """
+    1 - AP with sigmoids for the steps, and its true gradient.
+
+    With G(d) = sigmoid(d / temperature), T_i = 1 + sum of G(s_k - s_i) over other positives k and
+    F_i the sum of G(s_j - s_i) over negatives j: L = 1/P sum_i F_i / (T_i + F_i).
+
+    All pairs are made, in blocks.
+
+    Args:
+        scores: (D,) logits, float32 or float64. labels: (D,) int64, 1 positive, 0 negative, -1
+            ignored. temperature: in units of score, above 0; .01 in the paper, for cosines.
+
+    Returns:
+        0-d of the scores' dtype, 0 without positives.
+
+    Raises:
+        ValueError, TypeError: a wrong shape, dtype, label or temperature.
+        FloatingPointError: a score that is not finite.
+    """
+    check_ranking(scores, labels)
+    check_positive("temperature", temperature)
+    positive, negative = ((labels == x).nonzero().squeeze(1) for x in (1, 0))
+    if len(positive) == 0:
+        return (scores * 0.0).sum()
+
+    def step(d: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        g = torch.sigmoid(d / temperature)
+        return g, g * (1 - g) / temperature
+
+    with torch.no_grad():
+        own, others = scores[positive], scores[negative]
+        among_negatives, among_positives = (BlockedPairs(own, x, step) for x in (others, own))
+        false, false_slopes = among_negatives.over_items(torch.ones_like(others))
+        true, true_slopes = among_positives.over_items(torch.ones_like(own))
+        true += 0.5
+        total = (true + false).square() * len(own)
+        # The derivatives of the loss by F_i and by T_i.
+        by_false, by_true = true / total, -false / total
+        gradient = scores.new_zeros(len(scores), dtype=torch.float64)
+        gradient[negative] = among_negatives.over_queries(by_false)[1]
+        # A positive's difference with itself takes part on both sides, which cancels.
+        gradient[positive] = among_positives.over_queries(by_true)[1] - (
+            by_false * false_slopes + by_true * true_slopes
+        )
+        value = (false / (true + false)).mean()
+    return attach_gradient(value.to(scores.dtype), (scores,), (gradient.to(scores.dtype),))

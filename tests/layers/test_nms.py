@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+from detectron2.layers import batched_nms
+from maploss.layers import nms_record
+from maploss.layers.nms import find_overlaps
+
+from tests.reference import ap_after_nms as reference
+from tests.scenes import random_scene
+
+
+def kept_by_detectron2(boxes, scores, image_ids, thresh) -> torch.Tensor:
+    is_kept = torch.zeros(len(scores), dtype=torch.bool)
+    is_kept[batched_nms(boxes, scores, image_ids, thresh)] = True
+    return is_kept
+
+
+@pytest.mark.parametrize("thresh", [0.0, 0.3, 0.5, 0.7, 1.0])
+@pytest.mark.parametrize("size", [30, 3000])
+def test_keeps_what_batched_nms_keeps(thresh, size):
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        corner = torch.rand(size, 2, generator=generator) * 100
+        boxes = torch.cat([corner, corner + 5 + torch.rand(size, 2, generator=generator) * 40], 1)
+        boxes = boxes.round()
+        scores = torch.randn(size, generator=generator)
+        if seed % 2:
+            scores = scores.round()
+        image_ids = torch.randint(0, 4, (size,), generator=generator)
+        record = nms_record(boxes, scores, image_ids, thresh)
+        assert torch.equal(record.is_kept, kept_by_detectron2(boxes, scores, image_ids, thresh))
+
+
+def test_an_overlap_of_exactly_the_threshold_is_judged_as_batched_nms_does():
+    # IoU 30 / 100, where float32(.3) > .3, and IoU 1 / 2, which is exact.
+    for inner, thresh in ((3.0, 0.3), (5.0, 0.5)):
+        boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, inner]])
+        scores, image_ids = torch.tensor([2.0, 1.0]), torch.zeros(2, dtype=torch.int64)
+        record = nms_record(boxes, scores, image_ids, thresh)
+        assert torch.equal(record.is_kept, kept_by_detectron2(boxes, scores, image_ids, thresh))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_suppressors_are_the_best_kept_windows_that_overlap(dtype):
+    for seed in range(10):
+        scene = random_scene(seed)
+        scores, boxes = scene.scores.to(dtype), scene.boxes.to(dtype)
+        record = nms_record(boxes, scores, scene.image_ids, 0.3)
+        overlaps = reference.overlap_masks(boxes.float().numpy(), scene.image_ids.numpy(), 0.3)
+        order = torch.argsort(scores, descending=True, stable=True).tolist()
+        kept = reference.greedy_nms(order, overlaps)
+        for i in range(len(scores)):
+            above = [k for k in kept if overlaps[i] >> k & 1]
+            assert int(record.suppressor[i]) == (-1 if i in kept else above[0])
+
+
+def test_classes_can_share_the_overlaps():
+    scene = random_scene(3)
+    overlaps = find_overlaps(scene.boxes, scene.image_ids, 0.3)
+    alone = nms_record(scene.boxes, -scene.scores, scene.image_ids, 0.3)
+    shared = nms_record(scene.boxes, -scene.scores, scene.image_ids, 0.3, overlaps)
+    assert torch.equal(alone.suppressor, shared.suppressor)
+
+
+def test_no_window_one_window_and_identical_windows():
+    none = nms_record(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long(), 0.3)
+    assert none.is_kept.shape == none.suppressor.shape == (0,)
+    box = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
+    one = nms_record(box, torch.ones(1), torch.zeros(1).long(), 0.3)
+    assert one.is_kept.tolist() == [True]
+    same = nms_record(box.repeat(3, 1), torch.ones(3), torch.tensor([0, 0, 1]), 0.3)
+    assert same.is_kept.tolist() == [True, False, True]
+    assert same.suppressor.tolist() == [-1, 0, -1]
+
+
+def test_empty_boxes_suppress_nothing():
+    boxes = torch.zeros(2, 4)
+    record = nms_record(boxes, torch.ones(2), torch.zeros(2).long(), 0.3)
+    assert record.is_kept.all()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"boxes": torch.zeros(2, 3)}, ValueError, r"boxes.*\(R, 4\).*\(2, 3\)"),
+        ({"scores": torch.zeros(3)}, ValueError, r"scores.*\(2,\).*\(3,\)"),
+        ({"image_ids": torch.zeros(2)}, TypeError, "image_ids.*int64.*float32"),
+        ({"iou_thresh": 1.5}, ValueError, r"iou_thresh.*\[0, 1\].*1.5"),
+        ({"scores": torch.tensor([0.0, float("inf")])}, FloatingPointError, "1 of 2"),
+    ],
+)
+def test_bad_input_is_named(change, error, says):
+    good = {
+        "boxes": torch.zeros(2, 4),
+        "scores": torch.zeros(2),
+        "image_ids": torch.zeros(2).long(),
+        "iou_thresh": 0.3,
+    }
+    with pytest.raises(error, match=says):
+        nms_record(**{**good, **change})
