@@ -23,7 +23,7 @@ from detectron2.modeling import build_roi_heads
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 from maploss.engine import build_optimizer
-from maploss.layers.map_loss.error_driven_gradient import PAIR_TRANSITIVITIES
+from maploss.layers.map_loss.error_driven_gradient import ERROR_DRIVEN_TRANSITIVITIES
 from maploss.layers.steps.nms_ap_steps import TRANSITIVITIES
 from maploss.layers.steps.pseudo_gradient import ESTIMATORS, PAIRINGS
 from maploss.modeling import MAPOutputLayers
@@ -42,7 +42,10 @@ def variants() -> list[tuple[list[str], list]]:
         (["softmax", "", ""], ["MODEL.ROI_HEADS.NAME", "SoftmaxROIHeads"])
     ]
     steps = itertools.product(ESTIMATORS, PAIRINGS[::-1], TRANSITIVITIES)
-    for estimator, pairing, level in [*(("pairs", "", x) for x in PAIR_TRANSITIVITIES), *steps]:
+    for estimator, pairing, level in [
+        *(("pairs", "", x) for x in ERROR_DRIVEN_TRANSITIVITIES),
+        *steps,
+    ]:
         overrides = ["MODEL.ROI_HEADS.NAME", "MAPROIHeads"]
         overrides += ["MODEL.MAP_LOSS.ESTIMATOR", estimator, "MODEL.MAP_LOSS.TRANSITIVITY", level]
         if pairing:

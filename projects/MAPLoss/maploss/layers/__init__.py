@@ -5,6 +5,7 @@ from .hard_examples import hard_examples
 from .map_loss.detection_memory import DetectionMemory
 from .map_loss.error_driven_gradient import error_driven_gradient
 from .map_loss.map_loss import MAPLoss, MAPLossStats, map_loss
+from .map_loss.settings import MAPLossSettings
 from .match_detections import match_detections
 from .nms import NMSRecord, nms_record
 from .ranking_losses.alrp_loss import alrp_loss
@@ -24,6 +25,7 @@ __all__ = [
     "DetectionMemory",
     "LowRankLinear",
     "MAPLoss",
+    "MAPLossSettings",
     "MAPLossStats",
     "NMSRecord",
     "ParameterizedAPLoss",

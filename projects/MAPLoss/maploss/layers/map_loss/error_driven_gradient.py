@@ -14,7 +14,7 @@ from ..ranking_losses.pair_sums import ramp_pairs
 # Rows of the matrix of pushed windows and true positives computed at once.
 _BLOCK = 4096
 
-PAIR_TRANSITIVITIES = ("label_aware", "none")
+ERROR_DRIVEN_TRANSITIVITIES = ("label_aware", "none")
 # Beyond these float32 scores underflow or overflow.
 _LEAST_MARGIN, _LARGEST_MARGIN = 1e-6, 1e6
 
@@ -72,7 +72,7 @@ def error_driven_gradient(
         FloatingPointError: a score that is not finite.
     """
     check_detections(scores, matched_gt, num_gt)
-    check_choice("transitivity", transitivity, PAIR_TRANSITIVITIES)
+    check_choice("transitivity", transitivity, ERROR_DRIVEN_TRANSITIVITIES)
     check_margin(margin)
     if is_kept is None:
         is_kept = torch.ones_like(matched_gt, dtype=torch.bool)

@@ -6,22 +6,17 @@ Shape letters: R windows of all images of the minibatch, K classes, G ground-tru
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from ..average_precision import AP_TYPES
-from ..checks import check_choice, check_int64, check_scores, check_shape
-from ..steps.nms_ap_steps import TRANSITIVITIES
-from ..steps.pseudo_gradient import ESTIMATORS as STEP_ESTIMATORS
-from ..steps.pseudo_gradient import PAIRINGS
+from ..checks import check_int64, check_scores, check_shape
 from ..surrogate_gradient import attach_gradient
 from .detection_memory import DetectionMemory
 from .distributed import Group
-from .error_driven_gradient import PAIR_TRANSITIVITIES, check_margin
-from .rankings import ClassCurve, Objects, RankingSettings, Windows, rank_classes
+from .rankings import ClassCurve, Objects, Windows, rank_classes
+from .settings import MAPLossSettings
 
-ESTIMATORS = (*STEP_ESTIMATORS, "pairs")
 _LARGEST_SCORE = 1e8
 
 
@@ -57,85 +52,75 @@ def map_loss(
     gt_image_ids: torch.Tensor,
     gt_difficult: torch.Tensor | None = None,
     *,
-    ap_type: str = "area",
-    nms_thresh: float = 0.3,
-    match_iou_thresh: float = 0.5,
-    estimator: str = "pairs",
-    min_delta: float = 0.5,
-    transitivity: str = "label_aware",
-    pairing: str = "paired",
-    margin: float = 1.0,
-    grad_clip: float | None = None,
-    log_space: bool = True,
-    eps: float = 1.0,
+    settings: MAPLossSettings = MAPLossSettings(),  # noqa: B008 (frozen)
     group: Group | None = None,
     memory: DetectionMemory | None = None,
 ) -> tuple[torch.Tensor, MAPLossStats]:
     """
-    -log(mAP + eps) with mAP = sum of AP over the classes present / K, AP taken after NMS.
+    -log((mAP + eps) / (1 + eps)), or 1 - mAP out of log space, of the minibatch.
 
-    The gradient by a score is -PPD / (K (mAP + eps)), or -PPD / K out of log space, PPD the pseudo
-    partial derivative of its class's AP, each clipped to [-grad_clip, grad_clip] (Henderson &
-    Ferrari 2016, sections 4.3 to 4.5). Classes without an object in the minibatch get none.
-    Estimators "mee" and "sde" are the paper's; "pairs", this project's own, takes
-    :func:`error_driven_gradient` for the PPD, which weighs recall by area whatever `ap_type` says:
-    that then changes the value only.
+    mAP is the mean of AP after NMS over the overlaps of `settings.iou_threshs` and all K classes; a
+    class without an object counts 0. The gradient by a score is -PPD / (K (mAP + eps)), or
+    -PPD / K out of log space, PPD the pseudo partial derivative of its class's AP, the mean over
+    overlaps, each element clipped to [-grad_clip, grad_clip] (Henderson & Ferrari 2016, sections
+    4.3 to 4.5). Classes without an object in the minibatch get none. The error-driven gradient
+    weighs recall by area whatever `settings.ap_type` says: that then changes the value only.
 
     Args:
-        scores: (R, K) raw class scores, float32 or float64, without background. boxes: (R, 4) XYXY
-            in pixels, or (R, K, 4), a box of its own for each class. image_ids: (R,) int64.
-            gt_boxes: (G, 4). gt_classes: (G,) int64 in [0, K). gt_image_ids: (G,) int64.
-            gt_difficult: (G,) bool or 0/1, None means that none is.
-        ap_type: "area", "voc07" or "coco101". nms_thresh: IoU over which windows suppress each
-            other. match_iou_thresh: IoU over which a window is matched to an object. estimator:
-            "mee", "sde" or "pairs". transitivity: what windows that NMS suppresses get, see
-            :func:`nms_ap_steps` for "mee" and "sde", :func:`error_driven_gradient` for "pairs".
-            min_delta, pairing: for "mee" and "sde", see :func:`pseudo_gradient`. margin: for
-            "pairs". grad_clip: None for no clipping. log_space: False for 1 - mAP. eps: above 0.
+        scores: (R, K) raw class scores, float32 or float64, without background.
+        boxes: (R, 4) XYXY in pixels, or (R, K, 4), a box of its own for each class.
+        image_ids: (R,) int64.
+        gt_boxes: (G, 4) XYXY in pixels.
+        gt_classes: (G,) int64 in [0, K).
+        gt_image_ids: (G,) int64.
+        gt_difficult: (G,) bool or 0/1; None means that none is.
+        settings: see :class:`MAPLossSettings`.
         group: of processes that call this together, each with its own images: the mAP is that of
-            all, and each has its own windows' gradient of it. memory: detections that are ranked
-            too, as constants (see :func:`rank_classes`); then takes up those of this minibatch,
-            where gradients are enabled.
+            all, and each has its own windows' gradient of it.
+        memory: detections of earlier minibatches that are ranked too, as constants; the gradient is
+            multiplied by the number of minibatches ranked. Takes up those of this one, where
+            gradients are enabled.
 
     Returns:
         The loss, 0-d of the scores' dtype, and :class:`MAPLossStats`.
 
     Raises:
-        ValueError, TypeError: an unknown name, a wrong shape, dtype or class.
+        ValueError, TypeError: a wrong shape, dtype or class.
         FloatingPointError: a score that is not finite.
+
+    Example:
+        The background window has the best score.
+
+        >>> scores = torch.tensor([[0.2], [0.9]], requires_grad=True)
+        >>> boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 30.0, 30.0]])
+        >>> image_ids, gt_classes = torch.zeros(2, dtype=torch.int64), torch.tensor([0])
+        >>> loss, stats = map_loss(scores, boxes, image_ids, boxes[:1], gt_classes, image_ids[:1])
+        >>> stats.map
+        tensor(0.5000, dtype=torch.float64)
+        >>> loss.backward()
+        >>> scores.grad
+        tensor([[-0.3063],
+                [ 0.3063]])
     """
-    _check_settings(
-        ap_type=ap_type,
-        nms_thresh=nms_thresh,
-        match_iou_thresh=match_iou_thresh,
-        estimator=estimator,
-        min_delta=min_delta,
-        transitivity=transitivity,
-        pairing=pairing,
-        margin=margin,
-        grad_clip=grad_clip,
-        log_space=log_space,
-        eps=eps,
-    )
     objects = _check_input(
         scores, boxes, image_ids, gt_boxes, gt_classes, gt_image_ids, gt_difficult
     )
     num_classes = scores.shape[1]
     windows = Windows(scores.detach().t().contiguous(), boxes, image_ids)
-    settings = RankingSettings(
-        ap_type, nms_thresh, match_iou_thresh, estimator, min_delta, transitivity, pairing, margin
-    )
     rankings = rank_classes(windows, objects, settings, group, memory)
     mean_ap = rankings.ap_per_class.nansum() / max(num_classes, 1)
-    scale = num_classes * (mean_ap + eps if log_space else torch.ones_like(mean_ap))
-    gradient = -rankings.ppd / scale.to(scores.dtype)
+    scale = num_classes * (mean_ap + settings.eps) if settings.log_space else num_classes
+    gradient = -(rankings.ppd / scale).to(scores.dtype)
     nonzero_share = _share(gradient != 0)
     clipped_share = torch.zeros_like(nonzero_share)
-    if grad_clip is not None:
-        clipped_share = _share(gradient.abs() > grad_clip)
-        gradient = gradient.clamp(-grad_clip, grad_clip)
+    if settings.grad_clip is not None:
+        clipped_share = _share(gradient.abs() > settings.grad_clip)
+        gradient = gradient.clamp(-settings.grad_clip, settings.grad_clip)
     up, down = gradient.clamp(max=0).sum(0).neg(), gradient.clamp(min=0).sum(0)
-    value = -torch.log(mean_ap + eps) if log_space else 1 - mean_ap
+    if settings.log_space:
+        value = math.log1p(settings.eps) - torch.log(mean_ap + settings.eps)
+    else:
+        value = 1 - mean_ap
     loss = attach_gradient(value.to(scores.dtype), (scores,), (gradient,))
     return loss, MAPLossStats(
         map=mean_ap,
@@ -154,37 +139,36 @@ class MAPLoss(torch.nn.Module):
     """
     :func:`map_loss` and the term that keeps scores from growing.
 
-    L = -log(mAP + eps) + score_reg_weight * sum |s|^score_reg_power (Henderson & Ferrari 2016,
-    section 4.5: the fourth power; 2 in its ablation).
+    L = -log((mAP + eps) / (1 + eps)) + score_reg_weight * sum |s|^score_reg_power (Henderson &
+    Ferrari 2016, section 4.5: the fourth power; 2 in its ablation).
 
     Args:
-        score_reg_weight: per score, 0 or more. score_reg_power: 1 or more. memory_size: number of
-            minibatches whose detections stay in the ranking, 0 for none. settings: those of
-            :func:`map_loss`, with its defaults.
+        settings: of :func:`map_loss`.
+        score_reg_weight: per score, 0 or more.
+        score_reg_power: 1 or more.
+        memory_size: number of minibatches whose detections stay in the ranking, 0 for none.
 
     Raises:
-        ValueError, TypeError: an unknown setting or name, a number out of range, when it is built.
+        ValueError: a number out of range.
     """
 
     def __init__(
         self,
+        settings: MAPLossSettings = MAPLossSettings(),  # noqa: B008 (frozen)
         *,
         score_reg_weight: float = 0.0,
         score_reg_power: float = 4.0,
         memory_size: int = 0,
-        **settings: Any,
     ) -> None:
         super().__init__()
         if not 0 <= score_reg_weight < math.inf:
             raise ValueError(f"score_reg_weight: expected 0 or more, got {score_reg_weight}")
         if not 1 <= score_reg_power < math.inf:
             raise ValueError(f"score_reg_power: expected 1 or more, got {score_reg_power}")
+        self.settings = settings
         self.score_reg_weight = score_reg_weight
         self.score_reg_power = score_reg_power
         self.memory = DetectionMemory(memory_size) if memory_size else None
-        self.settings: dict[str, Any] = {**(map_loss.__kwdefaults__ or {}), **settings}
-        del self.settings["group"], self.settings["memory"]
-        _check_settings(**self.settings)
 
     def forward(
         self,
@@ -210,9 +194,9 @@ class MAPLoss(torch.nn.Module):
             gt_classes,
             gt_image_ids,
             gt_difficult,
+            settings=self.settings,
             group=group,
             memory=self.memory,
-            **self.settings,
         )
         # In float64 and bounded, so that scores that have run away do not make it infinite.
         sizes = scores.double().clamp(-_LARGEST_SCORE, _LARGEST_SCORE).abs()
@@ -221,46 +205,11 @@ class MAPLoss(torch.nn.Module):
         return {"loss_map": loss, "loss_score_reg": score_reg}, stats
 
     def extra_repr(self) -> str:
-        settings = {
-            **self.settings,
-            "score_reg_weight": self.score_reg_weight,
-            "score_reg_power": self.score_reg_power,
-            "memory_size": self.memory.size if self.memory else 0,
-        }
-        return ", ".join(f"{name}={value!r}" for name, value in settings.items())
-
-
-def _check_settings(
-    *,
-    ap_type: str,
-    nms_thresh: float,
-    match_iou_thresh: float,
-    estimator: str,
-    min_delta: float,
-    transitivity: str,
-    pairing: str,
-    margin: float,
-    grad_clip: float | None,
-    log_space: bool,
-    eps: float,
-) -> None:
-    if not isinstance(log_space, bool):
-        raise TypeError(f"log_space: expected True or False, got {log_space!r}")
-    check_choice("ap_type", ap_type, AP_TYPES)
-    check_choice("estimator", estimator, ESTIMATORS)
-    levels = PAIR_TRANSITIVITIES if estimator == "pairs" else TRANSITIVITIES
-    check_choice(f"transitivity of estimator {estimator!r}", transitivity, levels)
-    check_choice("pairing", pairing, PAIRINGS)
-    for name, thresh in (("nms_thresh", nms_thresh), ("match_iou_thresh", match_iou_thresh)):
-        if not 0 <= thresh <= 1:
-            raise ValueError(f"{name}: expected a number in [0, 1], got {thresh}")
-    check_margin(margin)
-    numbers = {"min_delta": min_delta, "eps": eps}
-    if grad_clip is not None:
-        numbers["grad_clip"] = grad_clip
-    for name, value in numbers.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name}: expected a number above 0, got {value}")
+        memory_size = self.memory.size if self.memory else 0
+        return (
+            f"{self.settings}, score_reg_weight={self.score_reg_weight}, "
+            f"score_reg_power={self.score_reg_power}, memory_size={memory_size}"
+        )
 
 
 def _check_input(

@@ -22,24 +22,7 @@ from .detection_pool import Entries, RankingContext
 from .distributed import Group
 from .error_driven_gradient import error_driven_gradient
 from .part_timer import PartTimer
-
-
-class RankingSettings(NamedTuple):
-    """Those of :func:`maploss.layers.map_loss`."""
-
-    ap_type: str
-    nms_thresh: float
-    match_iou_thresh: float
-    estimator: str
-    min_delta: float
-    transitivity: str
-    pairing: str
-    margin: float
-
-    @property
-    def pushes_hidden(self) -> bool:
-        """Windows over objects that NMS hides are ranked too, each as if it were kept."""
-        return self.estimator == "pairs" and self.transitivity == "label_aware"
+from .settings import MAPLossSettings
 
 
 class Windows(NamedTuple):
@@ -102,7 +85,7 @@ class _Listed(NamedTuple):
 def rank_classes(
     windows: Windows,
     objects: Objects,
-    settings: RankingSettings,
+    settings: MAPLossSettings,
     group: Group | None = None,
     memory: DetectionMemory | None = None,
 ) -> Rankings:
@@ -127,7 +110,7 @@ def rank_classes(
         overlaps = find_overlaps(windows.boxes, windows.image_ids, settings.nms_thresh)
     listed = {c: _list(c, windows, objects, settings, overlaps, timer) for c in context.listed}
     timer.start("exchange")
-    hides = memory is not None and settings.pushes_hidden
+    hides = memory is not None and settings.includes_suppressed
     if not context.is_alone:
         context.meet({c: x.told(windows.scores[c], hides) for c, x in listed.items()})
     ap_per_class = torch.full((num_classes,), float("nan"), dtype=torch.float64)
@@ -165,13 +148,13 @@ def _list(
     c: int,
     windows: Windows,
     objects: Objects,
-    settings: RankingSettings,
+    settings: MAPLossSettings,
     overlaps: Overlaps | None,
     timer: PartTimer,
 ) -> _Listed:
     boxes = windows.boxes if windows.boxes.dim() == 2 else windows.boxes[:, c]
     timer.start("match")
-    matched_gt = _match(c, boxes, windows.image_ids, objects, settings.match_iou_thresh)
+    matched_gt = _match(c, boxes, windows.image_ids, objects, settings.iou_threshs[0])
     timer.start("nms")
     scores, image_ids = windows.scores[c], windows.image_ids
     record = nms_record(boxes, scores, image_ids, settings.nms_thresh, overlaps)
@@ -201,11 +184,11 @@ def _gradient_by_movers(
     own: _Listed,
     image_ids: torch.Tensor,
     num_gt: int,
-    settings: RankingSettings,
+    settings: MAPLossSettings,
     overlaps: Overlaps | None,
 ) -> Callable[[slice], torch.Tensor]:
     """From a part of the entries to (E,): what their moves, and no others', say that raises AP."""
-    if settings.estimator == "pairs":
+    if settings.is_error_driven:
         return lambda movers: error_driven_gradient(
             entries.scores,
             entries.matched_gt,
@@ -219,7 +202,7 @@ def _gradient_by_movers(
     return lambda movers: pseudo_gradient(
         steps.only(entries.is_in(movers)),
         entries.scores,
-        settings.estimator,
+        settings.gradient,
         settings.min_delta,
         settings.pairing,
     )
@@ -230,7 +213,7 @@ def _steps(
     own: _Listed,
     image_ids: torch.Tensor,
     num_gt: int,
-    settings: RankingSettings,
+    settings: MAPLossSettings,
     overlaps: Overlaps | None,
 ) -> Steps:
     """(E,) steps; those of detections that are not ours as if they had hidden nothing."""
