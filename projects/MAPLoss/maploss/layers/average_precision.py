@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from .checks import check_choice, check_int64, check_scores, check_shape
+from .match_detections import DIFFICULT
 
 AP_TYPES = ("area", "voc07", "coco101")
 _RECALL_LEVELS = {"voc07": 10, "coco101": 100}
@@ -40,23 +41,44 @@ def recall_weights(
     .47, .57, .69, .7, .82, .83, .94 and .95 are a rounding error too high: what it computes is
     COCO's AP.
 
+    Args:
+        num_gt: G, objects without difficult ones.
+        num_tp: M, at most G.
+        ap_type: one of AP_TYPES.
+        device: of the result.
+
     Returns:
         (num_tp,) float64.
+
+    Raises:
+        ValueError: an unknown ap_type, more true positives than objects.
     """
     check_choice("ap_type", ap_type, AP_TYPES)
     if num_tp > num_gt:
         raise ValueError(f"num_gt: expected at least the {num_tp} objects detected, got {num_gt}")
+    return recall_weights_table(torch.tensor([num_gt], device=device), ap_type, num_tp)[0]
+
+
+def recall_weights_table(num_gt: torch.Tensor, ap_type: str, size: int) -> torch.Tensor:
+    """
+    :func:`recall_weights` of P classes: (P, size) float64, 0 beyond a class's objects.
+
+    Args:
+        num_gt: (P,) int64, objects of each class. ap_type: one of AP_TYPES. size: columns.
+    """
+    index = torch.arange(size, device=num_gt.device)
     if ap_type == "area":
-        return torch.full((num_tp,), 1.0 / max(num_gt, 1), dtype=torch.float64, device=device)
+        return (index < num_gt[:, None]) / num_gt.clamp(min=1).double()[:, None]
     levels = _RECALL_LEVELS[ap_type]
-    recall = torch.arange(levels + 1, device=device)
-    num_needed = ((recall * num_gt + levels - 1) // levels).clamp(min=1)
+    recall = torch.arange(levels + 1, device=num_gt.device)
+    num_needed = ((recall * num_gt[:, None] + levels - 1) // levels).clamp(min=1)
     if ap_type == "coco101":
         in_float = recall.double() * (1 / levels)  # 1 / 100 is the step of pycocotools' levels
-        num_needed += num_needed.double() / max(num_gt, 1) < in_float
-    first_tp = num_needed - 1
-    counts = torch.bincount(first_tp, minlength=num_tp)[:num_tp]
-    return counts.to(torch.float64) / (levels + 1)
+        num_needed += num_needed / num_gt.clamp(min=1).double()[:, None] < in_float
+    first_tp = torch.where(num_gt[:, None] > 0, num_needed - 1, size).clamp(max=size)
+    shares = torch.full_like(first_tp, 1 / (levels + 1), dtype=torch.float64)
+    table = shares.new_zeros((len(num_gt), size + 1))
+    return table.scatter_add_(1, first_tp, shares)[:, :size]
 
 
 def rank_detections(scores: torch.Tensor, matched_gt: torch.Tensor) -> RankedDetections:
@@ -68,7 +90,7 @@ def rank_detections(scores: torch.Tensor, matched_gt: torch.Tensor) -> RankedDet
             to, -1 for none, -2 for a match with a difficult object, which leaves it out.
     """
     order = torch.argsort(scores, descending=True, stable=True)
-    order = order[matched_gt[order] != -2]
+    order = order[matched_gt[order] != DIFFICULT]
     gt = matched_gt[order]
     objects, number = gt.unique(return_inverse=True)
     ranks = torch.arange(len(gt), device=gt.device)
@@ -98,11 +120,22 @@ def precision_recall(
     Precision and recall after each detection that counts, by falling score.
 
     Args:
-        scores: (D,). matched_gt: (D,) int64, as in :func:`average_precision`. num_gt: objects of
-            the class, difficult ones left out.
+        scores: (D,).
+        matched_gt: (D,) int64, as in :func:`average_precision`.
+        num_gt: objects of the class, difficult ones left out.
 
     Returns:
         precision, recall: (D',) float64 each; recall is nan if num_gt is 0.
+
+    Raises:
+        ValueError, TypeError, FloatingPointError: as :func:`average_precision`.
+
+    Example:
+        >>> precision, recall = precision_recall(
+        ...     torch.tensor([0.9, 0.5, 0.1]), torch.tensor([0, -1, 1]), num_gt=2
+        ... )
+        >>> precision, recall
+        (tensor([1.0000, 0.5000, 0.6667], dtype=torch.float64), tensor([0.5000, 0.5000, 1.0000], dtype=torch.float64))
     """
     check_detections(scores, matched_gt, num_gt)
     is_tp = rank_detections(scores, matched_gt).is_tp
@@ -123,9 +156,11 @@ def average_precision(
     section 4.2; Henderson & Ferrari 2016, section 2.2). Tied scores keep their input order.
 
     Args:
-        scores: (D,) float. matched_gt: (D,) int64, index of the object matched, -1 for none, -2 for
-            a difficult object (the detection is ignored). num_gt: number of objects, difficult
-            ones left out. ap_type: "area", "voc07" or "coco101".
+        scores: (D,) float.
+        matched_gt: (D,) int64, index of the object matched, -1 for none, -2 for a difficult object
+            (the detection is ignored).
+        num_gt: number of objects, difficult ones left out.
+        ap_type: "area", "voc07" or "coco101".
 
     Returns:
         0-d tensor of the scores' dtype in [0, 1]; nan if num_gt is 0.
@@ -133,6 +168,10 @@ def average_precision(
     Raises:
         ValueError: unknown ap_type, a wrong shape, more objects detected than num_gt.
         FloatingPointError: a score that is not finite.
+
+    Example:
+        >>> average_precision(torch.tensor([0.9, 0.5, 0.1]), torch.tensor([0, -1, 1]), num_gt=2)
+        tensor(0.8333)
     """
     check_choice("ap_type", ap_type, AP_TYPES)
     check_detections(scores, matched_gt, num_gt)

@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Which object a window is matched to. Shape letters: R windows, G objects, both of one class.
+Which object a window is matched to.
+
+Shape letters: R windows, P classes, G objects, all of N images.
 """
+
+from typing import NamedTuple
 
 import torch
 
 from .checks import check_int64, check_shape
 from .ragged import RaggedIndex
+
+# What stands in place of an object's index: the window is matched to none, or to a difficult one.
+UNMATCHED, DIFFICULT = -1, -2
 
 
 def paired_iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
@@ -27,6 +34,67 @@ def paired_iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
     return torch.where(union > 0, inter / union, 0.0)
 
 
+class Matches(NamedTuple):
+    """
+    The object of its image and class that each window overlaps most, of P classes.
+
+    objects: (R, P) int64 in [0, G), the first of equal ones; UNMATCHED where the IoU does not
+    exceed the lowest overlap. levels: (R, P) int64, how many of the overlaps the IoU exceeds.
+    """
+
+    objects: torch.Tensor
+    levels: torch.Tensor
+
+
+@torch.no_grad()
+def match_windows(
+    boxes: torch.Tensor,
+    images: torch.Tensor,
+    gt_boxes: torch.Tensor,
+    gt_images: torch.Tensor,
+    gt_classes: torch.Tensor,
+    num_classes: int,
+    iou_threshs: torch.Tensor,
+) -> Matches:
+    """
+    Matches windows to the objects of all classes, for all overlaps at once.
+
+    Args:
+        boxes: (R, 4), or (R, P, 4), one of its own for each class.
+        images: (R,) int64 in [0, N).
+        gt_boxes: (G, 4).
+        gt_images: (G,) int64 in [0, N).
+        gt_classes: (G,) int64 in [0, P]; objects of class P are left out.
+        num_classes: P.
+        iou_threshs: (T,) rising, of the boxes' dtype.
+    """
+    num_windows, num_gt = len(boxes), len(gt_boxes)
+    size = num_windows * (num_classes + 1)
+    best = torch.zeros(size, dtype=boxes.dtype, device=boxes.device)
+    objects = torch.full((size,), num_gt, device=boxes.device)
+    if num_windows and num_gt:
+        inds = torch.arange(num_gt, device=boxes.device)
+        of_image = RaggedIndex(
+            gt_images, inds, int(torch.maximum(images.max(), gt_images.max())) + 1
+        )
+        # Every window with every object of its image.
+        window, gt = of_image.expand(images)
+        of_class = gt_classes[gt]
+        if boxes.dim() == 2:
+            pair_boxes = boxes[window]
+        else:
+            pair_boxes = boxes[window, of_class.clamp(max=max(num_classes - 1, 0))]
+        iou = paired_iou(pair_boxes, gt_boxes.to(boxes)[gt])
+        cell = window * (num_classes + 1) + of_class
+        best.scatter_reduce_(0, cell, iou, "amax")
+        is_best = (iou > iou_threshs[0]) & (iou == best[cell])
+        objects.scatter_reduce_(0, cell, torch.where(is_best, gt, num_gt), "amin")
+    levels = torch.searchsorted(iou_threshs, best)
+    objects = torch.where(objects < num_gt, objects, UNMATCHED)
+    shape = (num_windows, num_classes + 1)
+    return Matches(*(x.view(shape)[:, :num_classes] for x in (objects, levels)))
+
+
 @torch.no_grad()
 def match_detections(
     boxes: torch.Tensor,
@@ -43,15 +111,24 @@ def match_detections(
     Of equal overlaps the first object wins.
 
     Args:
-        boxes: (R, 4) XYXY in pixels. image_ids: (R,) int64. gt_boxes: (G, 4), the objects of one
-            class, difficult ones included. gt_image_ids: (G,) int64. gt_difficult: (G,) bool or
-            0/1; None means that none is. iou_thresh: in [0, 1].
+        boxes: (R, 4) XYXY in pixels.
+        image_ids: (R,) int64.
+        gt_boxes: (G, 4), the objects of one class, difficult ones included.
+        gt_image_ids: (G,) int64.
+        gt_difficult: (G,) bool or 0/1; None means that none is.
+        iou_thresh: in [0, 1].
 
     Returns:
         (R,) int64: the index into the G objects, -1 for none, -2 for a difficult object.
 
     Raises:
         ValueError, TypeError: a wrong shape, dtype or threshold.
+
+    Example:
+        >>> windows = torch.tensor([[0.0, 0.0, 10.0, 8.0], [30.0, 30.0, 40.0, 40.0]])
+        >>> ids, gt_boxes = torch.zeros(2, dtype=torch.int64), torch.tensor([[0.0, 0.0, 10.0, 10.0]])
+        >>> match_detections(windows, ids, gt_boxes, ids[:1])
+        tensor([ 0, -1])
     """
     check_shape("boxes", boxes, ("R", 4))
     check_shape("image_ids", image_ids, (len(boxes),))
@@ -61,21 +138,20 @@ def match_detections(
     check_int64("gt_image_ids", gt_image_ids)
     if not 0 <= iou_thresh <= 1:
         raise ValueError(f"iou_thresh: expected a number in [0, 1], got {iou_thresh}")
-    matched = torch.full((len(boxes),), -1, dtype=torch.int64, device=boxes.device)
-    if not len(boxes) or not len(gt_boxes):
-        return matched
-    images, image = torch.cat([image_ids, gt_image_ids]).unique(return_inverse=True)
-    objects = torch.arange(len(gt_boxes), device=boxes.device)
-    in_image = RaggedIndex(image[len(boxes) :], objects, len(images))
-    # Every window with every object of its image; windows do not fall along the pairs.
-    window, gt = in_image.expand(image[: len(boxes)])
-    iou = paired_iou(boxes[window], gt_boxes[gt].to(boxes))
-    best = torch.zeros_like(boxes[:, 0]).scatter_reduce_(0, window, iou, "amax")
-    is_match = (iou > iou_thresh) & (iou == best[window])
-    matched = matched.masked_fill(best > iou_thresh, len(gt_boxes))
-    matched.scatter_reduce_(0, window[is_match], gt[is_match], "amin")
     if gt_difficult is not None:
         check_shape("gt_difficult", gt_difficult, (len(gt_boxes),))
-        is_difficult = (matched >= 0) & gt_difficult.bool()[matched.clamp(min=0)]
-        matched[is_difficult] = -2
-    return matched
+    images = torch.cat([image_ids, gt_image_ids]).unique(return_inverse=True)[1]
+    matches = match_windows(
+        boxes,
+        images[: len(boxes)],
+        gt_boxes,
+        images[len(boxes) :],
+        torch.zeros_like(gt_image_ids),
+        1,
+        boxes.new_tensor([iou_thresh]),
+    )
+    matched = matches.objects[:, 0]
+    if gt_difficult is None or not len(gt_boxes):
+        return matched
+    is_difficult = (matched >= 0) & gt_difficult.bool()[matched.clamp(min=0)]
+    return torch.where(is_difficult, DIFFICULT, matched)

@@ -1,27 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Greedy non-maximum suppression that also says who suppressed whom.
+Greedy non-maximum suppression of many classes and images at once, which can say who suppressed whom.
 
-Shape letters: R windows of all images of the minibatch, E pairs of windows that overlap.
+Shape letters: R windows of all images of the minibatch, E pairs of windows that overlap, P classes.
 """
 
+import itertools
 import struct
 from typing import NamedTuple
 
 import torch
+from detectron2.layers import batched_nms
 
 from .checks import check_int64, check_scores, check_shape
 
-# Rows of the overlap matrix computed at once: small enough for a processor's cache.
-_BLOCK = 256
+# Pairs of boxes whose IoU is computed at once: a few matrices that a processor's cache holds.
+_BLOCK = 1 << 20
+# Overlapping pairs x classes decided at once.
+_PAIRS = 1 << 23
+# Of more numbers torchvision's batched_nms goes through its groups one by one.
+_NMS_NUMBERS = {"cpu": 4_000, "cuda": 100_000}
 
 
 class Overlaps(NamedTuple):
     """
-    Pairs of windows of one image with IoU > thresh; the same for all classes.
+    Pairs of windows of one group (an image) with IoU > thresh; the same for all classes.
 
-    boxes: (R, 4) float32. first, second: (E,) int64, each unordered pair once. limit: the float32
-    number that an IoU must exceed.
+    boxes: (R, 4) float32. first, second: (E,) int64, each unordered pair once, first < second.
+    limit: the float32 number that an IoU must exceed.
     """
 
     boxes: torch.Tensor
@@ -50,6 +56,7 @@ class NMSRecord(NamedTuple):
     lower: torch.Tensor
 
 
+@torch.no_grad()
 def find_overlaps(boxes: torch.Tensor, image_ids: torch.Tensor, iou_thresh: float) -> Overlaps:
     """
     All pairs of windows that suppress each other.
@@ -59,31 +66,133 @@ def find_overlaps(boxes: torch.Tensor, image_ids: torch.Tensor, iou_thresh: floa
     selective search; where all windows crowd around one object, it is all of them.
 
     Args:
-        boxes: (R, 4) XYXY in pixels. image_ids: (R,) int64. iou_thresh: in [0, 1].
+        boxes: (R, 4) XYXY in pixels.
+        image_ids: (R,) int64.
+        iou_thresh: in [0, 1].
     """
     check_shape("boxes", boxes, ("R", 4))
     check_shape("image_ids", image_ids, (len(boxes),))
     check_int64("image_ids", image_ids)
     if not 0 <= iou_thresh <= 1:
         raise ValueError(f"iou_thresh: expected a number in [0, 1], got {iou_thresh}")
+    ids, groups = image_ids.unique(return_inverse=True)
+    return overlaps_of_groups(boxes, groups, len(ids), iou_thresh)
+
+
+def overlaps_of_groups(
+    boxes: torch.Tensor, groups: torch.Tensor, num_groups: int, iou_thresh: float
+) -> Overlaps:
+    """:func:`find_overlaps` of groups (R,) int64 in [0, num_groups)."""
     boxes = boxes.detach().float()
-    limit = _float32_limit(iou_thresh, boxes.device)
-    ids, by_image = image_ids.sort(stable=True)
-    grouped = boxes[by_image]
-    pairs = [boxes.new_zeros((0, 2), dtype=torch.int64)]
+    limit = float32_limit(iou_thresh, boxes.device)
+    order = torch.argsort(groups, stable=True)
+    ordered = groups[order]
+    counts = torch.zeros(num_groups, dtype=torch.int64, device=boxes.device)
+    counts.index_add_(0, groups, torch.ones_like(groups))
+    largest = int(counts.max()) if len(groups) else 0
+    within = torch.arange(len(groups), device=boxes.device) - (counts.cumsum(0) - counts)[ordered]
+    # One row for each group; what fills it up overlaps nothing.
+    cell = ordered * largest + within
+    rows = boxes.new_full((num_groups * largest, 4), float("nan"))
+    rows[cell] = boxes[order]
+    rows = rows.view(num_groups, largest, 4)
+    window = torch.empty(num_groups * largest, dtype=torch.int64, device=boxes.device)
+    window[cell] = order
+    pairs = [torch.empty((2, 0), dtype=torch.int64, device=boxes.device)]
     start = 0
-    for count in torch.unique_consecutive(ids, return_counts=True)[1].tolist():
-        stop = start + count
-        for row in range(start, stop, _BLOCK):
-            # The upper triangle: later windows of the same image.
-            some, later = grouped[row : min(row + _BLOCK, stop)], grouped[row:stop]
-            is_pair = (_iou(some[:, None], later[None]) > limit).triu_(diagonal=1)
-            pairs.append(is_pair.nonzero().add_(row))
+    while start < largest:
+        stop = start + max(1, _BLOCK // (num_groups * (largest - start)))
+        # The upper triangle: later windows of the same group.
+        is_pair = _iou(rows[:, start:stop, None], rows[:, None, start:]) > limit
+        group, first, second = is_pair.triu_(diagonal=1).nonzero().unbind(1)
+        group = group * largest + start
+        pairs.append(torch.stack([group + first, group + second]))
         start = stop
-    first, second = torch.cat(pairs).unbind(1)
-    return Overlaps(boxes, by_image[first], by_image[second], limit)
+    first, second = window[torch.cat(pairs, 1)]
+    return Overlaps(boxes, first, second, limit)
 
 
+def oriented(overlaps: Overlaps, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    (E, P) which window of each pair has the better score in each class, the first one if they are
+    equal, and which the other; as places among the R x P scores.
+    """
+    classes = torch.arange(scores.shape[1], device=scores.device)
+    is_first = scores[overlaps.first] >= scores[overlaps.second]
+    first, second = ((x * scores.shape[1])[:, None] for x in (overlaps.first, overlaps.second))
+    return (
+        torch.where(is_first, first, second) + classes,
+        torch.where(is_first, second, first) + classes,
+    )
+
+
+def keep_by_rounds(overlaps: Overlaps, scores: torch.Tensor) -> torch.Tensor:
+    """
+    Greedy NMS of each class: (R, P) bool of the scores (R, P), which windows are kept.
+
+    What no undecided window overlaps from above is kept at once, and what it overlaps goes. Equal
+    to going through the windows by score, since a window waits for all above it; the number of
+    rounds is the length of the longest chain, about ten for thousands of windows.
+    """
+    step = max(1, _PAIRS // max(len(overlaps.first), 1))
+    if scores.shape[1] <= step:
+        return _keep_by_rounds(*oriented(overlaps, scores), scores)
+    parts = [x.contiguous() for x in scores.split(step, dim=1)]
+    return torch.cat([_keep_by_rounds(*oriented(overlaps, x), x) for x in parts], dim=1)
+
+
+def _keep_by_rounds(
+    higher: torch.Tensor, lower: torch.Tensor, scores: torch.Tensor
+) -> torch.Tensor:
+    higher, lower = higher.flatten(), lower.flatten()
+    nowhere = scores.numel()
+    is_kept = torch.ones(nowhere + 1, dtype=torch.bool, device=scores.device)
+    is_open = is_kept
+    while len(lower):
+        is_waiting = torch.zeros_like(is_kept).index_fill_(0, lower, True)
+        is_decided = (is_open & ~is_waiting)[higher]
+        is_kept.index_fill_(0, torch.where(is_decided, lower, nowhere), False)
+        is_open = is_waiting & is_kept
+        live = (is_open[higher] & is_open[lower]).nonzero().squeeze(1)
+        higher, lower = higher[live], lower[live]
+    return is_kept[:-1].view(scores.shape)
+
+
+def keep_by_batched_nms(
+    boxes: torch.Tensor, scores: torch.Tensor, groups: torch.Tensor, iou_thresh: float
+) -> torch.Tensor:
+    """
+    (R,) bool, what Detectron2's `batched_nms` keeps of each group; in calls of whole groups that
+    are too small for it to go through them one by one.
+
+    Args:
+        boxes: (R, 4). scores: (R,). groups: (R,) int64, from 0.
+    """
+    is_kept = torch.zeros_like(groups, dtype=torch.bool)
+    # It moves groups apart by the largest coordinate.
+    boxes = boxes.float() - boxes.amin().clamp(max=0) if len(boxes) else boxes
+    order = torch.argsort(groups, stable=True)
+    limit = _NMS_NUMBERS.get(boxes.device.type, _NMS_NUMBERS["cuda"]) // 4
+    for start, stop in itertools.pairwise(_bounds(groups, limit)):
+        some = order[start:stop]
+        group = groups[some]
+        keep = batched_nms(boxes[some], scores[some], group - group[0], iou_thresh)
+        is_kept[some[keep]] = True
+    return is_kept
+
+
+def _bounds(groups: torch.Tensor, limit: int) -> list[int]:
+    """Where runs of whole groups begin and end, each of `limit` members at most if it can be."""
+    bounds = [0]
+    end = 0
+    for count in groups.unique(return_counts=True)[1].tolist():
+        if end + count > bounds[-1] + limit and end > bounds[-1]:
+            bounds.append(end)
+        end += count
+    return bounds if end == bounds[-1] else [*bounds, end]
+
+
+@torch.no_grad()
 def nms_record(
     boxes: torch.Tensor,
     scores: torch.Tensor,
@@ -100,56 +209,50 @@ def nms_record(
     decide otherwise.)
 
     Args:
-        boxes: (R, 4) XYXY in pixels. scores: (R,) of one class. image_ids: (R,) int64.
-        iou_thresh: windows with a larger IoU suppress each other. overlaps: of these boxes at
-            this threshold, where several classes share them.
+        boxes: (R, 4) XYXY in pixels.
+        scores: (R,) of one class.
+        image_ids: (R,) int64.
+        iou_thresh: windows with a larger IoU suppress each other.
+        overlaps: of these boxes at this threshold, where several classes share them.
 
     Raises:
         ValueError, TypeError: a wrong shape, dtype or threshold.
         FloatingPointError: a score that is not finite.
+
+    Example:
+        >>> boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [1.0, 0.0, 11.0, 10.0]])
+        >>> record = nms_record(boxes, torch.tensor([0.2, 0.9]), torch.tensor([0, 0]), 0.3)
+        >>> record.is_kept, record.suppressor
+        (tensor([False,  True]), tensor([ 1, -1]))
     """
     check_scores(scores, (len(boxes),))
     if overlaps is None:
         overlaps = find_overlaps(boxes, image_ids, iou_thresh)
-    num_windows = len(scores)
-    places = torch.arange(num_windows, device=scores.device)
-    rank = torch.empty_like(places)
-    rank[torch.argsort(scores, descending=True, stable=True)] = places
-    is_ordered = rank[overlaps.first] < rank[overlaps.second]
-    higher = torch.where(is_ordered, overlaps.first, overlaps.second)
-    lower = torch.where(is_ordered, overlaps.second, overlaps.first)
-    is_kept = _keep(higher, lower, num_windows)
-    touches_kept = is_kept[higher] | is_kept[lower]
-    higher, lower = higher[touches_kept], lower[touches_kept]
-    is_suppression = is_kept[higher]
-    best = torch.full_like(rank, num_windows)
-    best.scatter_reduce_(0, lower[is_suppression], rank[higher[is_suppression]], "amin")
-    by_rank = torch.empty_like(rank)
-    by_rank[rank] = places
-    suppressor = torch.where(is_kept, -1, by_rank[best.clamp(max=max(num_windows - 1, 0))])
+    is_kept = keep_by_rounds(overlaps, scores[:, None]).squeeze(1)
+    order = torch.argsort(scores, descending=True, stable=True)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device)
+    higher, lower = (x.flatten() for x in oriented(overlaps, scores[:, None]))
+    chosen = (is_kept[higher] | is_kept[lower]).nonzero().squeeze(1)
+    higher, lower = higher[chosen], lower[chosen]
+    best = best_suppressors(rank[higher], rank[lower], is_kept[order])[rank]
+    suppressor = torch.where(is_kept, -1, order[best.clamp(min=0)]) if len(order) else best
     return NMSRecord(is_kept, suppressor, rank, higher, lower)
 
 
-def _keep(higher: torch.Tensor, lower: torch.Tensor, num_windows: int) -> torch.Tensor:
+def best_suppressors(
+    higher: torch.Tensor, lower: torch.Tensor, is_kept: torch.Tensor
+) -> torch.Tensor:
     """
-    Greedy NMS in rounds: what no undecided window overlaps from above is kept at once.
+    (n,) the place of the best kept window that overlaps a suppressed one, -1 for kept windows.
 
-    Equal to going through the windows by score, since a window waits for all above it; the number
-    of rounds is the length of the longest chain, a few tens for thousands of windows.
+    Args:
+        higher, lower: (E,) places of overlapping windows, by falling score.
+        is_kept: (n,) bool, by place.
     """
-    is_kept = torch.ones(num_windows, dtype=torch.bool, device=higher.device)
-    is_open = is_kept.clone()
-    while len(lower):
-        is_waiting = torch.zeros_like(is_open)
-        is_waiting[lower] = True
-        is_new = is_open & ~is_waiting
-        loses = lower[is_new[higher]]
-        is_kept[loses] = False
-        is_open[loses] = False
-        is_open &= ~is_new
-        is_live = is_open[higher] & is_open[lower]
-        higher, lower = higher[is_live], lower[is_live]
-    return is_kept
+    best = torch.full_like(is_kept, len(is_kept), dtype=torch.int64)
+    best.scatter_reduce_(0, lower, torch.where(is_kept[higher], higher, len(is_kept)), "amin")
+    return torch.where(is_kept, -1, best)
 
 
 def _iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
@@ -162,7 +265,7 @@ def _iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
     return inter.div_(union)
 
 
-def _float32_limit(thresh: float, device: torch.device) -> float:
+def float32_limit(thresh: float, device: torch.device) -> float:
     """
     The number to compare float32 overlaps with so that `iou > thresh` holds for the same ones.
 

@@ -2,63 +2,79 @@
 """Detections of the last minibatches, which stay in the ranking as constants."""
 
 from collections import deque
+from typing import NamedTuple
 
 import torch
 
-from .detection_lists import DetectionLists
+from .detections import Detections
+
+
+class RememberedMinibatch(NamedTuple):
+    """
+    Detections of a minibatch, and its objects.
+
+    Args:
+        detections: n, of any of K classes.
+        num_gt: (K,) int64, objects of each class without difficult ones.
+        num_objects: objects are counted up to it.
+    """
+
+    detections: Detections
+    num_gt: torch.Tensor
+    num_objects: int
 
 
 class DetectionMemory:
     """
     The detections of the last `size` minibatches, with their numbers of objects.
 
-    What it holds is bounded by `size` x windows x classes detections of 13 bytes. Scores are those
+    What it holds is bounded by `size` x windows x classes detections of 29 bytes. Scores are those
     of the parameters at their time.
+
+    Args:
+        size: number of minibatches, 1 or more.
+
+    Raises:
+        ValueError: another number.
+
+    Example:
+        >>> len(DetectionMemory(2))
+        0
     """
 
     def __init__(self, size: int) -> None:
-        """
-        Args:
-            size: number of minibatches, 1 or more.
-
-        Raises:
-            ValueError: another number.
-        """
         if size < 1:
             raise ValueError(f"size: expected at least 1 minibatch, got {size}")
         self.size = size
-        self._minibatches: deque[DetectionLists] = deque(maxlen=size)
+        self._minibatches: deque[RememberedMinibatch] = deque(maxlen=size)
 
     def __len__(self) -> int:
         return len(self._minibatches)
 
-    def remember(self, minibatch: DetectionLists) -> None:
+    def remember(self, minibatch: RememberedMinibatch) -> None:
         """Takes in a minibatch; the oldest one goes if there is no more room."""
-        lists = minibatch._replace(matched_gt=minibatch.matched_gt.int())
-        self._minibatches.append(lists)
+        self._minibatches.append(minibatch)
 
-    def recall(self, scores: torch.Tensor) -> DetectionLists | None:
+    def recall(self, scores: torch.Tensor) -> RememberedMinibatch | None:
         """All of them as one, on the device and with the dtype of `scores`; None if empty."""
         if not self._minibatches:
             return None
-        # Each by itself: those of a checkpoint are on the CPU.
-        return DetectionLists.join([_at(x, scores) for x in self._minibatches])
+        parts, first = [], 0
+        for detections, _, num_objects in self._minibatches:
+            # Each by itself: those of a checkpoint are on the CPU.
+            moved = Detections(*(x.to(scores.device) for x in detections))
+            parts.append(moved._replace(scores=moved.scores.to(scores)).shift_objects(first))
+            first += num_objects
+        num_gt = sum(x.num_gt.to(scores.device) for x in self._minibatches)
+        return RememberedMinibatch(Detections.cat(parts), num_gt, first)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict:
         """Tensors, numbers and lists only."""
-        return {"minibatches": [tuple(x) for x in self._minibatches]}
+        return {"minibatches": [(tuple(d), n, num) for d, n, num in self._minibatches]}
 
     def load_state_dict(self, state: dict) -> None:
         """Takes the last `size` of the minibatches of a state of any size."""
         self._minibatches.clear()
-        self._minibatches.extend(DetectionLists(*x) for x in state["minibatches"])
-
-
-def _at(lists: DetectionLists, scores: torch.Tensor) -> DetectionLists:
-    """On the device and with the dtype of `scores`."""
-    return lists._replace(
-        scores=lists.scores.to(scores),
-        matched_gt=lists.matched_gt.to(scores.device, torch.int64),
-        is_kept=lists.is_kept.to(scores.device),
-        num_gt=lists.num_gt.to(scores.device),
-    )
+        self._minibatches.extend(
+            RememberedMinibatch(Detections(*d), n, num) for d, n, num in state["minibatches"]
+        )

@@ -1,49 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Who takes part in the rankings of a minibatch beside its own windows.
+Who takes part in the rankings of a minibatch beside its own detections.
 
-Shape letters: R windows, K classes, N processes, E entries of the ranking of one class: what the
-processes before this one have detected, the R windows, what the processes after it have detected,
-and what is remembered, so that ties go as in one process with the images of all.
+Shape letters: K classes, P of them ranked, T overlaps, N processes, n detections of this process, m
+of all who take part: of process 0, of process 1, .., and what is remembered.
 """
-
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
-from .detection_lists import ClassDetections, DetectionLists
-from .detection_memory import DetectionMemory
-from .distributed import Group, gather_detections, gather_num_gt, sum_pushes
+from .detection_memory import DetectionMemory, RememberedMinibatch
+from .detections import Detections
+from .distributed import Exchange, Group, all_gather, exchange_detections, return_gradient
+from .settings import MAPLossSettings
 
 
-class Entries(NamedTuple):
+class DetectionPool:
     """
-    The ranking of one class. scores, matched_gt, is_kept: (E,), see :class:`DetectionLists`.
+    The detections of this process, of the other processes of a group, and of earlier minibatches.
 
-    own: the R windows. others: by process, this one's has no place. remembered: the rest.
-    """
+    ranked: (P,) int64, the classes with an object of anyone who takes part; with a memory all K,
+    since what is remembered must tell of classes that only later minibatches have. num_gt: (P,)
+    int64, objects of these, difficult ones left out. num_objects: of all. num_minibatches: of the
+    memory, and this one. own, remembered: where these stand among the m.
 
-    scores: torch.Tensor
-    matched_gt: torch.Tensor
-    is_kept: torch.Tensor
-    own: slice
-    others: list[slice]
-    remembered: slice
+    Args:
+        group: of processes that call this together; None for this one alone.
+        memory: None for none.
+        scores: (R, K), whose dtype and device count.
+        num_gt: (K,) int64, objects of this process without difficult ones.
+        num_objects: of this process, with difficult ones.
+        settings: of the loss.
 
-    def is_in(self, part: slice) -> torch.Tensor:
-        """(E,) bool."""
-        mask = torch.zeros_like(self.is_kept)
-        mask[part] = True
-        return mask
-
-
-class RankingContext:
-    """
-    The other processes of a group, and a memory of earlier minibatches.
-
-    num_gt: (K,) objects of each class, difficult ones left out, of all who take part. listed:
-    classes of which the windows have to be listed. num_minibatches: of the memory, and this one.
+    Raises:
+        ValueError: the memory is of another number of classes, processes differ in the scores'
+            dtype.
     """
 
     def __init__(
@@ -53,103 +44,104 @@ class RankingContext:
         scores: torch.Tensor,
         num_gt: torch.Tensor,
         num_objects: int,
+        settings: MAPLossSettings,
     ) -> None:
-        """
-        Args:
-            group, memory: None for none. scores: whose dtype and device count. num_gt: (K,) and
-            num_objects, with difficult ones: of this process.
-
-        Raises:
-            ValueError: the memory is of another number of classes.
-        """
-        self.group, self.memory = group, memory
-        self._scores = scores
-        self.rank = dist.get_rank(group) if group is not None else 0
-        self._num_gt, self._num_objects = num_gt[None], [num_objects]
+        if not len(num_gt):  # nothing to rank, and nobody who takes part has more
+            group = memory = None
+        self.group, self._memory = group, memory
+        self._rank = dist.get_rank(group) if group is not None else 0
+        self._num_overlaps = len(settings.iou_threshs)
+        # What is remembered, all processes remember. Steps follow from what NMS suppressed, which
+        # each process knows of its own windows only.
+        self._ranks_candidates = not settings.is_error_driven
+        self.shares_classes = group is not None and memory is None and settings.is_error_driven
+        self._num_objects = [num_objects]
         if group is not None:
-            self._num_gt, self._num_objects = gather_num_gt(num_gt, num_objects, group)
-        # By process: of each class, empty for this one; and what is remembered.
-        self._others: list[list[ClassDetections]] = []
-        self._counts: list[list[int]] = []
-        self._remembered = memory.recall(scores) if memory is not None else None
-        self.num_gt = self._num_gt.sum(0)
-        if self._remembered is not None:
-            if self._remembered.num_gt.shape != num_gt.shape:
+            header = num_gt.new_tensor([num_objects, scores.element_size()])
+            rows = all_gather(torch.cat([num_gt, header]), group)
+            self._num_objects, sizes = rows[:, -2:].t().tolist()
+            if len(set(sizes)) > 1:
+                raise ValueError(
+                    f"scores: expected one dtype in all processes, got {sizes} bytes each"
+                )
+            num_gt = rows[:, :-2].sum(0)
+        self._num_gt = num_gt
+        self._earlier = memory.recall(scores) if memory is not None else None
+        self.num_objects = sum(self._num_objects)
+        if self._earlier is not None:
+            if self._earlier.num_gt.shape != num_gt.shape:
                 raise ValueError(
                     f"memory: expected detections of {len(num_gt)} classes, got "
-                    f"{len(self._remembered.num_gt)}"
+                    f"{len(self._earlier.num_gt)}"
                 )
-            self.num_gt = self.num_gt + self._remembered.num_gt
+            num_gt = num_gt + self._earlier.num_gt
+            self.num_objects += self._earlier.num_objects
         self.num_minibatches = 1 + (len(memory) if memory is not None else 0)
-        # What is remembered must tell of classes that only later minibatches have.
-        is_listed = self.num_gt >= 0 if memory is not None else self.num_gt > 0
-        self.listed: list[int] = is_listed.nonzero().squeeze(1).tolist()
+        self.ranked = (num_gt >= (0 if memory is not None else 1)).nonzero().squeeze(1)
+        self.num_gt = num_gt[self.ranked]
+        self.own = self.remembered = slice(0, 0)
+        self._exchange: Exchange | None = None
 
-    @property
-    def is_alone(self) -> bool:
-        """The ranking is of this minibatch's own windows and nothing else."""
-        return self.group is None and self.memory is None
-
-    def meet(self, classes: dict[int, ClassDetections]) -> None:
+    def gather(self, candidates: Detections, told: torch.Tensor) -> Detections:
         """
-        Tells the others of this process's detections, learns of theirs, and remembers all, where
+        The m detections that this process ranks. Remembers what was told by all processes, where
         gradients are enabled: what is only looked at is not remembered.
 
         Args:
-            classes: of those listed.
+            candidates: classes in [0, P), not falling.
+            told: (n,) int64, which of them the others and the memory get. Steps are those of all
+                candidates, and then all of them are ranked here.
         """
-        nothing = self._scores.new_zeros(0)
-        none = (nothing, nothing.long(), nothing.bool())
-        parts = [classes.get(c, none) for c in range(len(self.num_gt))]
-        own = DetectionLists.of(parts, self._num_gt[self.rank], self._num_objects[self.rank])
-        lists = [own]
+        detections = candidates.take(told)
+        parts = [detections]
         if self.group is not None:
-            lists = gather_detections(own, self._num_gt, self._num_objects, self.group)
-        if self.memory is not None and torch.is_grad_enabled():
-            self.memory.remember(DetectionLists.join(lists))
-        first_object = own.num_objects
-        for i, other in enumerate([*lists, self._remembered]):
-            if i == self.rank or other is None:
-                self._others.append([none] * len(parts))
-            else:
-                self._others.append(other.by_class(first_object))
-                first_object += other.num_objects
-        self._counts = [x.counts for x in lists]
+            parts, self._exchange = exchange_detections(
+                detections,
+                len(self.ranked),
+                self._num_overlaps,
+                self._num_objects,
+                self.shares_classes,
+                self.group,
+            )
+        if self._memory is not None and torch.is_grad_enabled():
+            now = RememberedMinibatch(Detections.cat(parts), self._num_gt, sum(self._num_objects))
+            self._memory.remember(now)
+        if self._ranks_candidates:
+            parts[self._rank] = candidates.shift_objects(sum(self._num_objects[: self._rank]))
+        start = sum(len(x.scores) for x in parts[: self._rank])
+        self.own = slice(start, start + len(parts[self._rank].scores))
+        end = sum(len(x.scores) for x in parts)
+        if self._earlier is not None:
+            parts.append(self._earlier.detections.shift_objects(sum(self._num_objects)))
+        pooled = Detections.cat(parts)
+        self.remembered = slice(end, len(pooled.scores))
+        return pooled
 
-    def entries(
-        self, c: int, scores: torch.Tensor, matched_gt: torch.Tensor, is_kept: torch.Tensor
-    ) -> Entries:
-        """The ranking of class `c`, from what is said of the R windows, (R,) each."""
-        parts = [x[c] for x in self._others] or [(scores[:0], matched_gt[:0], is_kept[:0])] * 2
-        parts[self.rank] = (scores, matched_gt, is_kept)
-        slices, start = [], 0
-        for part in parts:
-            slices.append(slice(start, start + len(part[0])))
-            start = slices[-1].stop
-        ranked, matched, kept = (torch.cat(column) for column in zip(*parts, strict=True))
-        *processes, remembered = slices
-        return Entries(ranked, matched, kept, processes[self.rank], processes, remembered)
+    def own_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
+        """(n,) of this process's detections, from the (m,) of all that it has ranked."""
+        if self.shares_classes:
+            return return_gradient(gradient, self._exchange, self.group)
+        return gradient[self.own]
 
-    def take_back(self, pushes: dict[int, tuple[Entries, torch.Tensor]]) -> dict[int, torch.Tensor]:
+    def gradient_of_others(self, gradient: torch.Tensor) -> torch.Tensor:
         """
-        What the other processes push this one's detections.
+        (B,) what the other processes say of the detections that were sent to them.
 
         Args:
-            pushes: class -> its ranking, and (E,) what this process pushes all who are in it.
-
-        Returns:
-            Of each class, for the detections in the order of :meth:`meet`; none without others.
+            gradient: (m,) what this process says.
         """
-        if self.group is None:
-            return {}
-        of_processes = []
-        for i, counts in enumerate(self._counts):
-            total = self._scores.new_zeros(sum(counts))
-            if i != self.rank:
-                classes = total.split(counts)
-                for c, (entries, gradient) in pushes.items():
-                    classes[c].copy_(gradient[entries.others[i]])
-            of_processes.append(total)
-        received = sum_pushes(of_processes, self.rank, self.group)
-        classes = received.split(self._counts[self.rank])
-        return {c: classes[c] for c in pushes}
+        num_told = self._exchange.num_own
+        others = [
+            gradient[: self.own.start],
+            gradient.new_zeros(num_told),
+            gradient[self.own.stop : self.remembered.start],
+        ]
+        return return_gradient(torch.cat(others), self._exchange, self.group)
+
+    def sum_ap(self, ap: torch.Tensor) -> torch.Tensor:
+        """(T, P) AP of all classes, from that of the classes of which this process has any."""
+        if self.shares_classes:
+            ap = ap.contiguous()
+            # Each class is one process's; without detections it is 0.
+            dist.all_reduce(ap, group=self.group)
+        return ap

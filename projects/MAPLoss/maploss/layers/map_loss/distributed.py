@@ -1,83 +1,120 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The detections of all processes as one minibatch: what is sent, and what comes back.
+The detections of all processes in one ranking: what is sent, and what comes back.
 
-Shape letters: N processes, D detections of this one, K classes. For each detection 8 bytes are sent
-(16 if scores are float64): its score and the object that it matches. Windows that NMS hides and
-scores of classes without an object in any process stay where they are.
+Shape letters: N processes, n detections of this one, P classes that are ranked. For each detection
+8 bytes are sent (16 if scores are float64), its score and a code of the object that it matches, and
+a score's size comes back. Windows that take no part and scores of classes without an object in any
+process stay where they are.
 """
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
-from .detection_lists import DetectionLists
+from ..match_detections import DIFFICULT
+from .detections import Detections
 
 Group = dist.ProcessGroup
-# Beside this in matched_gt, in what is sent, stand windows that NMS hides.
-_HIDDEN = -3
 
 
-def gather_num_gt(
-    num_gt: torch.Tensor, num_objects: int, group: Group
-) -> tuple[torch.Tensor, list[int]]:
-    """(N, K) num_gt and the N numbers of objects of all processes, from (K,) and one of each."""
-    rows = _gather(torch.cat([num_gt, num_gt.new_tensor([num_objects])]), group)
-    return rows[:, :-1], rows[:, -1].tolist()
-
-
-def gather_detections(
-    own: DetectionLists, num_gt: torch.Tensor, num_objects: Sequence[int], group: Group
-) -> list[DetectionLists]:
-    """
-    The N lists of all processes; what is said of objects is from :func:`gather_num_gt`.
-
-    Raises:
-        ValueError: processes differ in the scores' dtype.
-    """
-    index_type = {4: torch.int32, 8: torch.int64}[own.scores.element_size()]
-    counts = torch.tensor([*own.counts, own.scores.element_size()], device=own.scores.device)
-    *all_counts, sizes = _gather(counts, group).t().tolist()
-    if len(set(sizes)) > 1:
-        raise ValueError(f"scores: expected one dtype in all processes, got {sizes} bytes each")
-    totals = [sum(column) for column in zip(*all_counts, strict=True)]
-    # Detections that are kept have matched_gt as it is, hidden ones -3, -4, ..
-    code = torch.where(own.is_kept, own.matched_gt, _HIDDEN - own.matched_gt)
-    packed = own.scores.new_zeros((2, max(totals)), dtype=index_type)
-    packed[0, : len(code)] = own.scores.view(index_type)
-    packed[1, : len(code)] = code
-    lists = []
-    for i, (row, total) in enumerate(zip(_gather(packed, group), totals, strict=True)):
-        codes = row[1, :total].long()
-        is_kept = codes > _HIDDEN
-        lists.append(
-            DetectionLists(
-                row[0, :total].contiguous().view(own.scores.dtype),
-                torch.where(is_kept, codes, _HIDDEN - codes),
-                is_kept,
-                [column[i] for column in all_counts],
-                num_gt[i],
-                num_objects[i],
-            )
-        )
-    return lists
-
-
-def sum_pushes(pushes: list[torch.Tensor], rank: int, group: Group) -> torch.Tensor:
-    """
-    What the others push the detections of this process, (D,).
-
-    Args:
-        pushes: of each process's detections, what this process pushes them. rank: of this one.
-    """
-    total = torch.cat(pushes)
-    dist.all_reduce(total, group=group)
-    return total.split([len(x) for x in pushes])[rank]
-
-
-def _gather(own: torch.Tensor, group: Group) -> torch.Tensor:
+def all_gather(own: torch.Tensor, group: Group) -> torch.Tensor:
     """(N, ...) of all processes, from (...) of each; all of one shape."""
     rows = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
     dist.all_gather(rows, own.contiguous(), group=group)
     return torch.stack(rows)
+
+
+class Exchange(NamedTuple):
+    """
+    Which detections went where.
+
+    Args:
+        sent: detections in the order in which they were sent, as indices (of this process).
+        num_own: n.
+        num_sent, num_received: to and from each of the N processes.
+    """
+
+    sent: torch.Tensor
+    num_own: int
+    num_sent: list[int]
+    num_received: list[int]
+
+
+def exchange_detections(
+    own: Detections,
+    num_classes: int,
+    num_overlaps: int,
+    num_objects: list[int],
+    shares_classes: bool,
+    group: Group,
+) -> tuple[list[Detections], Exchange]:
+    """
+    Sends each detection to the processes that rank its class, and gets theirs.
+
+    Args:
+        own: classes (n,) not falling, in [0, P).
+        num_classes: P. num_overlaps: T.
+        num_objects: of each process.
+        shares_classes: process i ranks the classes c with c mod N = i; False: each ranks all.
+
+    Returns:
+        Detections of each process, objects counted over all, and what :func:`return_gradient` needs.
+    """
+    world, rank = dist.get_world_size(group), dist.get_rank(group)
+    counts = torch.zeros(num_classes, dtype=torch.int64, device=own.scores.device)
+    counts.index_add_(0, own.classes, torch.ones_like(own.classes))
+    of_processes = all_gather(counts, group).cpu()  # (N, P)
+    ranked_by = [
+        torch.arange(i, num_classes, world) if shares_classes else torch.arange(num_classes)
+        for i in range(world)
+    ]
+    num_sent = [int(of_processes[rank][x].sum()) for x in ranked_by]
+    mine = of_processes[:, ranked_by[rank]]
+    num_received = mine.sum(1).tolist()
+    if shares_classes:
+        sent = torch.argsort(own.classes % world, stable=True)
+    else:
+        sent = torch.arange(len(own.scores), device=own.scores.device).repeat(world)
+    packed = _pack(own, num_overlaps)[sent]
+    received = packed.new_empty((sum(num_received), 2))
+    dist.all_to_all_single(received, packed, num_received, num_sent, group=group)
+    parts, first = [], 0
+    for i, some in enumerate(received.split(num_received)):
+        classes = ranked_by[rank].repeat_interleave(mine[i]).to(own.classes.device)
+        part = _unpack(some, classes, own.scores.dtype, num_overlaps)
+        parts.append(part.shift_objects(first))
+        first += num_objects[i]
+    return parts, Exchange(sent, len(own.scores), num_sent, num_received)
+
+
+def return_gradient(gradient: torch.Tensor, exchange: Exchange, group: Group) -> torch.Tensor:
+    """
+    (n,) what all processes say that raises AP in this one's detections.
+
+    Args:
+        gradient: of the detections received, in the order of the processes.
+    """
+    received = gradient.new_empty(sum(exchange.num_sent))
+    splits = exchange.num_sent, exchange.num_received
+    dist.all_to_all_single(received, gradient.contiguous(), *splits, group=group)
+    return gradient.new_zeros(exchange.num_own).index_add_(0, exchange.sent, received)
+
+
+def _pack(own: Detections, num_overlaps: int) -> torch.Tensor:
+    """(n, 2) integers of the scores' size."""
+    dtype = {4: torch.int32, 8: torch.int64}[own.scores.element_size()]
+    code = ((own.objects - DIFFICULT) * (num_overlaps + 1) + own.levels) * 2 + own.is_kept.long()
+    return torch.stack([own.scores.view(dtype), code.to(dtype)], dim=1)
+
+
+def _unpack(
+    packed: torch.Tensor, classes: torch.Tensor, dtype: torch.dtype, num_overlaps: int
+) -> Detections:
+    code = packed[:, 1].long()
+    levels = (code // 2) % (num_overlaps + 1)
+    objects = code // (2 * (num_overlaps + 1)) + DIFFICULT
+    return Detections(
+        packed[:, 0].contiguous().view(dtype), classes, objects, levels, code % 2 == 1
+    )

@@ -2,17 +2,25 @@
 """
 The error-driven gradient of AP after NMS: all pairs in the wrong order, not the nearest steps.
 
-Shape letters: R windows of one class, P of them over an object, F false positives that NMS keeps.
+Four windows of one class with scores 3.0, 2.5, 2.0, 1.6 and one object, margin 1. The first is a
+false positive, the third the object's true positive, the fourth a window over the same object that
+NMS suppresses; the second lies over nothing and is suppressed: it takes no part.
+
+H(d) = clamp(d / 2 + 1/2, 0, 1) says how far a score d higher is "above". For the third window
+H(3.0 - 2.0) = 1, its rank is 1 + 1, its precision lacks 1/2: it is pushed up by 1/2, the first one
+down by as much. The fourth, ranked as if it were kept, has H(1.4) = 1, too: another 1/2.
+The gradient is (-1, 0, 1/2, 1/2).
+
+Shape letters: n detections, q of them over an object, P classes, T overlaps.
 """
 
 import torch
 
-from ..average_precision import check_detections, rank_detections
+from ..average_precision import check_detections
 from ..checks import check_choice, check_mask
-from ..ranking_losses.pair_sums import ramp_pairs
-
-# Rows of the matrix of pushed windows and true positives computed at once.
-_BLOCK = 4096
+from ..match_detections import DIFFICULT
+from .detections import Detections
+from .rankings import Labels, MatchedDetections, Ranking, label_detections, running_sums
 
 ERROR_DRIVEN_TRANSITIVITIES = ("label_aware", "none")
 # Beyond these float32 scores underflow or overflow.
@@ -34,7 +42,6 @@ def error_driven_gradient(
     *,
     margin: float = 1.0,
     transitivity: str = "label_aware",
-    is_moving: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     What raises AP after NMS, as one push apart for each pair of a true and a false positive that
@@ -49,19 +56,21 @@ def error_driven_gradient(
     the error-driven update of AP Loss (Chen et al., "Towards Accurate One-Stage Object Detection
     with AP-Loss", CVPR 2019), here of one class and of what NMS keeps. It sums to zero.
 
-    NMS keeps one window of an object and hides the others, whichever they are. With
+    NMS keeps one window of an object and suppresses the others, whichever they are. With
     `transitivity` "label_aware" (this project's own) each window over an object that NMS suppresses
     is pushed as well, at its own score, as the true positive that it would be if it were kept: i
-    runs over these too, and rank_i counts the true positives of the other objects. Hidden
+    runs over these too, and rank_i counts the true positives of the other objects. Suppressed
     windows over no object still get nothing: they cannot lower AP from where they are. Tied true
     positives count in input order.
 
     Args:
-        scores: (R,) float. matched_gt: (R,) int64, index of the object matched, -1 for none, -2 for
-            a difficult object. num_gt: objects without the difficult ones. is_kept: (R,) bool, what
-            NMS keeps; None means all. margin: in units of the scores, 1e-6 to 1e6; a true positive
-            is safe from false positives so far below it. transitivity: "label_aware" or "none".
-            is_moving: (R,) bool, the windows i whose pairs count; None means all.
+        scores: (R,) float of one class.
+        matched_gt: (R,) int64, index of the object matched, -1 for none, -2 for a difficult object.
+        num_gt: objects without the difficult ones.
+        is_kept: (R,) bool, what NMS keeps; None means all.
+        margin: in units of the scores, 1e-6 to 1e6; a true positive is safe from false positives so
+            far below it.
+        transitivity: "label_aware" or "none".
 
     Returns:
         (R,) of the scores' dtype: the direction in which AP rises.
@@ -70,42 +79,98 @@ def error_driven_gradient(
         ValueError, TypeError: a wrong shape or dtype, more objects than num_gt, a margin out of
             range, an unknown name.
         FloatingPointError: a score that is not finite.
+
+    Example:
+        >>> scores, matched_gt = torch.tensor([3.0, 2.5, 2.0, 1.6]), torch.tensor([-1, -1, 0, 0])
+        >>> is_kept = torch.tensor([True, False, True, False])
+        >>> error_driven_gradient(scores, matched_gt, 1, is_kept)
+        tensor([-1.0000,  0.0000,  0.5000,  0.5000])
     """
     check_detections(scores, matched_gt, num_gt)
     check_choice("transitivity", transitivity, ERROR_DRIVEN_TRANSITIVITIES)
     check_margin(margin)
     if is_kept is None:
         is_kept = torch.ones_like(matched_gt, dtype=torch.bool)
-    for name, mask in (("is_kept", is_kept), ("is_moving", is_moving)):
-        if mask is not None:
-            check_mask(name, mask, len(scores))
-    num_found = len(matched_gt[matched_gt >= 0].unique())
+    check_mask("is_kept", is_kept, len(scores))
+    objects, numbers = matched_gt.unique(return_inverse=True)
+    num_found = int((objects >= 0).sum())
     if num_found > num_gt:
         raise ValueError(f"num_gt: expected at least the {num_found} objects found, got {num_gt}")
-    gradient = torch.zeros_like(scores)
-    kept = is_kept.nonzero().squeeze(1)
-    ranked = rank_detections(scores[kept], matched_gt[kept])
-    tps, fps = kept[ranked.order[ranked.is_tp]], kept[ranked.order[~ranked.is_tp]]
-    pushed = tps
-    if transitivity == "label_aware":
-        pushed = torch.cat([tps, (~is_kept & (matched_gt >= 0)).nonzero().squeeze(1)])
-    if is_moving is not None:
-        pushed = pushed[is_moving[pushed]]
-    pairs = ramp_pairs(scores[pushed], scores[fps], margin)
-    above = pairs.over_items(torch.ones_like(fps))[0]
-    rank = 1 + _others_above(tps, pushed, scores, matched_gt) + above
-    gradient[pushed] = (above / (num_gt * rank)).to(scores.dtype)
-    gradient[fps] -= pairs.over_queries(1 / (num_gt * rank))[0].to(scores.dtype)
-    return gradient
+    numbers = torch.where(matched_gt >= 0, numbers, matched_gt)
+    levels = (matched_gt >= DIFFICULT) & (matched_gt != -1)
+    classes = torch.zeros_like(matched_gt)
+    detections = Detections(scores, classes, numbers, levels.long(), is_kept)
+    ranking = Ranking.of(detections, matched_gt.new_tensor([num_gt]), len(objects), 1)
+    matched = MatchedDetections.of(ranking)
+    labels = label_detections(ranking, matched)
+    gradient = ranked_error_driven_gradient(
+        ranking, matched, labels, running_sums(labels.is_fp), margin, transitivity
+    )
+    return ranking.by_input(gradient).to(scores.dtype)
 
 
-def _others_above(
-    tps: torch.Tensor, pushed: torch.Tensor, scores: torch.Tensor, matched_gt: torch.Tensor
+def ranked_error_driven_gradient(
+    ranking: Ranking,
+    matched: MatchedDetections,
+    labels: Labels,
+    fps_before: torch.Tensor,
+    margin: float,
+    transitivity: str,
 ) -> torch.Tensor:
-    """(P,) for each pushed window, how many true positives of other objects are above it."""
-    above = scores.new_zeros(len(pushed), dtype=torch.int64)
-    for rows in torch.arange(len(pushed), device=scores.device).split(_BLOCK):
-        some = pushed[rows][:, None]
-        is_better = (scores[tps] > scores[some]) | ((scores[tps] == scores[some]) & (tps < some))
-        above[rows] = (is_better & (matched_gt[tps] != matched_gt[some])).sum(1)
-    return above
+    """
+    :func:`error_driven_gradient` of all classes, the mean over overlaps: (n,) float64 by place.
+
+    Where the scores fall below s_i + margin and s_i - margin does not depend on the overlap: two
+    searches. The sums over false positives between are differences of running sums.
+
+    Args:
+        ranking, matched, labels: of the same detections.
+        fps_before: (T, n + 1), running sums of the false positives.
+        margin, transitivity: see :func:`error_driven_gradient`.
+    """
+    at = _score_axis(ranking, margin)
+    place = matched.places
+    own_class = ranking.detections.classes[place]
+    start = ranking.starts[own_class]
+    # Counted from the class's best score: small numbers keep the sums exact.
+    from_best = at - at[ranking.starts.clamp(max=max(len(at) - 1, 0))][ranking.detections.classes]
+    own = from_best[place]
+    # False positives before `near` count as 1, those from `far` on as 0, on a ramp between.
+    near = torch.searchsorted(at, at[place] - 0.5)
+    far = torch.searchsorted(at, at[place] + 0.5)
+    moments_before = running_sums(labels.is_fp * from_best)
+    above = (
+        fps_before[:, near]
+        - fps_before[:, start]
+        + (fps_before[:, far] - fps_before[:, near]) * (own + 0.5)
+        - (moments_before[:, far] - moments_before[:, near])
+    )
+    is_pushed = labels.is_tp[:, place]
+    if transitivity == "label_aware":
+        is_pushed = is_pushed | (matched.is_matched & ~matched.is_kept)
+    tps_before = running_sums(labels.is_tp)
+    other_tps = tps_before[:, place] - tps_before[:, start]
+    other_tps -= labels.tp_at[:, matched.objects] < place
+    weight = is_pushed / (ranking.num_gt[own_class] * (1 + other_tps + above))
+    # Each false positive gets what all who are pushed take from its place: differences, summed up.
+    constant, slope = torch.zeros_like(fps_before), torch.zeros_like(fps_before)
+    constant.index_add_(1, start, weight)
+    constant.index_add_(1, near, weight * (own - 0.5))
+    constant.index_add_(1, far, weight * (own + 0.5), alpha=-1)
+    slope.index_add_(1, near, weight).index_add_(1, far, weight, alpha=-1)
+    constant, slope = constant.cumsum(1)[:, :-1], slope.cumsum(1)[:, :-1]
+    gradient = (labels.is_fp * (slope * from_best - constant)).sum(0)
+    gradient.index_add_(0, place, (weight * above).sum(0))
+    return gradient / ranking.num_overlaps
+
+
+def _score_axis(ranking: Ranking, margin: float) -> torch.Tensor:
+    """
+    (n,) float64, where each detection stands on one rising axis of all classes, in units of twice
+    the margin: differences within a class are those of the scores as far as H tells them apart.
+    """
+    scores, classes = ranking.detections.scores.double(), ranking.detections.classes
+    steps = torch.ones_like(scores)
+    falls = ((scores[:-1] - scores[1:]) / (2 * margin)).clamp_(max=1)
+    steps[1:] = torch.where(classes[1:] == classes[:-1], falls, 1.0)
+    return steps.cumsum(0)

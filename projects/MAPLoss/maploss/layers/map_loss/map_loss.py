@@ -11,36 +11,73 @@ from typing import NamedTuple
 import torch
 
 from ..checks import check_int64, check_scores, check_shape
+from ..match_detections import UNMATCHED
 from ..surrogate_gradient import attach_gradient
 from .detection_memory import DetectionMemory
 from .distributed import Group
-from .rankings import ClassCurve, Objects, Windows, rank_classes
+from .rank_minibatch import Objects, RankedMinibatch, Windows, rank_minibatch
 from .settings import MAPLossSettings
 
 _LARGEST_SCORE = 1e8
+
+
+class ClassDetections(NamedTuple):
+    """
+    The detections that the AP of a class is of.
+
+    Args:
+        scores: (D,).
+        matched_gt: (D,) int64, as :func:`~maploss.layers.average_precision` takes it.
+        num_gt: objects of the class.
+    """
+
+    scores: torch.Tensor
+    matched_gt: torch.Tensor
+    num_gt: int
 
 
 class MAPLossStats(NamedTuple):
     """
     What is watched, not minimised.
 
-    map: 0-d, mAP of the minibatch over all K classes. ap_per_class: (K,), nan for classes without
-    an object. up_per_class, down_per_class: (K,), what pushes scores up and what pushes them down,
-    each summed over windows (0 or more). nonzero_share, clipped_share: 0-d, of the R * K scores,
-    how many have a gradient, and how many one that was clipped. gradient: (R, K), of the loss.
-    curves: the detections of each class present. seconds: what "match", "nms", "ap", "gradient"
-    and "exchange" have taken.
+    Args:
+        map: 0-d, mAP of the minibatch, over all K classes and T overlaps.
+        ap: (T, K), nan for classes without an object.
+        ap_per_class: (K,), the mean over overlaps.
+        up_per_class, down_per_class: (K,), what pushes scores up and what pushes them down, each
+            summed over windows (0 or more).
+        nonzero_share, clipped_share: 0-d, of the R * K scores, how many have a gradient, and how
+            many one that was clipped.
+        gradient: (R, K), of the loss.
+        minibatch: what was ranked.
     """
 
     map: torch.Tensor
+    ap: torch.Tensor
     ap_per_class: torch.Tensor
     up_per_class: torch.Tensor
     down_per_class: torch.Tensor
     nonzero_share: torch.Tensor
     clipped_share: torch.Tensor
     gradient: torch.Tensor
-    curves: dict[int, ClassCurve]
-    seconds: dict[str, float]
+    minibatch: RankedMinibatch
+
+    def seconds(self) -> dict[str, float]:
+        """What "match", "nms", "ap", "gradient" and "exchange" have taken; waits for a GPU."""
+        return self.minibatch.timer.seconds()
+
+    def class_detections(self, c: int, overlap: int = 0) -> ClassDetections:
+        """
+        Of class `c`, labelled at the overlap of this index. With a group the process that ranks
+        the class has them, the others have none.
+        """
+        ranking = self.minibatch.ranking
+        is_own = self.minibatch.ranked[ranking.detections.classes] == c
+        detections = ranking.detections.take((is_own & ranking.detections.is_kept).nonzero()[:, 0])
+        is_matched = detections.levels > overlap
+        num_gt = int(ranking.num_gt[self.minibatch.ranked == c].sum())
+        matched_gt = torch.where(is_matched, detections.objects, UNMATCHED)
+        return ClassDetections(detections.scores, matched_gt, num_gt)
 
 
 def map_loss(
@@ -105,18 +142,18 @@ def map_loss(
     objects = _check_input(
         scores, boxes, image_ids, gt_boxes, gt_classes, gt_image_ids, gt_difficult
     )
-    num_classes = scores.shape[1]
-    windows = Windows(scores.detach().t().contiguous(), boxes, image_ids)
-    rankings = rank_classes(windows, objects, settings, group, memory)
-    mean_ap = rankings.ap_per_class.nansum() / max(num_classes, 1)
+    windows = Windows(scores.detach(), boxes.detach(), image_ids)
+    ranked = rank_minibatch(windows, objects, settings, group, memory)
+    num_classes = max(scores.shape[1], 1)
+    ap_per_class = ranked.ap.mean(0)
+    mean_ap = ap_per_class.nansum() / num_classes
     scale = num_classes * (mean_ap + settings.eps) if settings.log_space else num_classes
-    gradient = -(rankings.ppd / scale).to(scores.dtype)
+    gradient = -(ranked.ppd / scale).to(scores.dtype)
     nonzero_share = _share(gradient != 0)
     clipped_share = torch.zeros_like(nonzero_share)
     if settings.grad_clip is not None:
         clipped_share = _share(gradient.abs() > settings.grad_clip)
         gradient = gradient.clamp(-settings.grad_clip, settings.grad_clip)
-    up, down = gradient.clamp(max=0).sum(0).neg(), gradient.clamp(min=0).sum(0)
     if settings.log_space:
         value = math.log1p(settings.eps) - torch.log(mean_ap + settings.eps)
     else:
@@ -124,14 +161,14 @@ def map_loss(
     loss = attach_gradient(value.to(scores.dtype), (scores,), (gradient,))
     return loss, MAPLossStats(
         map=mean_ap,
-        ap_per_class=rankings.ap_per_class,
-        up_per_class=up,
-        down_per_class=down,
+        ap=ranked.ap,
+        ap_per_class=ap_per_class,
+        up_per_class=gradient.clamp(max=0).sum(0).neg(),
+        down_per_class=gradient.clamp(min=0).sum(0),
         nonzero_share=nonzero_share,
         clipped_share=clipped_share,
         gradient=gradient,
-        curves=rankings.curves,
-        seconds=rankings.seconds,
+        minibatch=ranked,
     )
 
 

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+From the windows of a minibatch to AP of each overlap and class, and to what raises it.
+
+Shape letters: R windows of N images, K classes, P of them ranked, G objects, T overlaps, n
+detections of this process, m of all who take part.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from ..match_detections import DIFFICULT, match_windows
+from ..nms import Overlaps, keep_by_batched_nms, keep_by_rounds, overlaps_of_groups
+from .detection_memory import DetectionMemory
+from .detection_pool import DetectionPool
+from .detections import Detections
+from .distributed import Group
+from .error_driven_gradient import ranked_error_driven_gradient
+from .part_timer import PartTimer
+from .rankings import (
+    MatchedDetections,
+    Ranking,
+    average_precisions,
+    label_detections,
+    running_sums,
+)
+from .settings import MAPLossSettings
+from .step_gradient import step_gradient
+
+
+class Windows(NamedTuple):
+    """
+    What may be detected.
+
+    Args:
+        scores: (R, K), without a graph.
+        boxes: (R, 4) or (R, K, 4) XYXY in pixels.
+        image_ids: (R,) int64.
+    """
+
+    scores: torch.Tensor
+    boxes: torch.Tensor
+    image_ids: torch.Tensor
+
+
+class Objects(NamedTuple):
+    """
+    What is to be detected.
+
+    Args:
+        boxes: (G, 4) XYXY in pixels.
+        classes: (G,) int64 in [0, K).
+        image_ids: (G,) int64.
+        is_difficult: (G,) bool.
+    """
+
+    boxes: torch.Tensor
+    classes: torch.Tensor
+    image_ids: torch.Tensor
+    is_difficult: torch.Tensor
+
+
+class RankedMinibatch(NamedTuple):
+    """
+    AP, and the direction in which it rises.
+
+    Args:
+        ap: (T, K) float64, of each overlap and class; nan for classes without an object.
+        ppd: (R, K) float64, pseudo partial derivatives of each class's AP, the mean over overlaps.
+        ranking: of the detections that this process has ranked.
+        ranked: (P,) int64, the classes that the ranking counts from 0.
+        timer: of "match", "nms", "ap", "gradient" and "exchange".
+    """
+
+    ap: torch.Tensor
+    ppd: torch.Tensor
+    ranking: Ranking
+    ranked: torch.Tensor
+    timer: PartTimer
+
+
+class Cells(NamedTuple):
+    """
+    Each window as each class that is ranked, window by window.
+
+    Args:
+        scores: (R, P).
+        boxes: (R, 4) or (R P, 4).
+        groups: (R,) or (R P,) int64, windows that may suppress each other.
+        num_groups: groups are counted up to it.
+    """
+
+    scores: torch.Tensor
+    boxes: torch.Tensor
+    groups: torch.Tensor
+    num_groups: int
+
+    @classmethod
+    def of(
+        cls, windows: Windows, images: torch.Tensor, num_images: int, ranked: torch.Tensor
+    ) -> "Cells":
+        """Of the classes `ranked` (P,); images: (R,) int64, from 0."""
+        scores = windows.scores[:, ranked]
+        if windows.boxes.dim() == 2:
+            return cls(scores, windows.boxes, images, num_images)
+        num_ranked = len(ranked)
+        classes = torch.arange(num_ranked, device=images.device)
+        groups = images[:, None] * num_ranked + classes
+        boxes = windows.boxes[:, ranked].flatten(0, 1)
+        return cls(scores, boxes, groups.flatten(), num_images * num_ranked)
+
+    def find_overlaps(self, nms_thresh: float) -> Overlaps:
+        """Of the boxes: windows, or windows and classes."""
+        return overlaps_of_groups(self.boxes, self.groups, self.num_groups, nms_thresh)
+
+    @property
+    def scores_of_boxes(self) -> torch.Tensor:
+        """(R, P), or (R P, 1) where each class has boxes of its own."""
+        return self.scores if len(self.boxes) == len(self.scores) else self.scores.view(-1, 1)
+
+
+def rank_minibatch(
+    windows: Windows,
+    objects: Objects,
+    settings: MAPLossSettings,
+    group: Group | None = None,
+    memory: DetectionMemory | None = None,
+) -> RankedMinibatch:
+    """
+    All classes and overlaps at once; arguments as those of :func:`maploss.layers.map_loss`.
+
+    With a `group`, the detections of all its processes are in one ranking, and each has the
+    gradient by its own windows: what one process would have with the windows of all. With a
+    `memory`, what that holds is in the ranking too, as constants, and the gradient is multiplied
+    by the number of minibatches ranked: the windows at hand stand for those of the others.
+    """
+    timer = PartTimer(windows.scores.device)
+    timer.start("exchange")
+    num_classes = windows.scores.shape[1]
+    num_gt = objects.classes.new_zeros(num_classes)
+    num_gt.index_add_(0, objects.classes, (~objects.is_difficult).long())
+    num_objects = len(objects.classes)
+    pool = DetectionPool(group, memory, windows.scores, num_gt, num_objects, settings)
+    timer.start("match")
+    candidates, cells = _candidates(windows, objects, pool.ranked, settings)
+    timer.start("nms")
+    is_kept, overlaps = _suppress(cells, settings)
+    candidates = candidates._replace(is_kept=is_kept.t().flatten())
+    timer.start("exchange")
+    is_told = candidates.is_kept
+    if settings.includes_suppressed:
+        is_told = is_told | (candidates.objects >= 0)
+    told = is_told.nonzero().squeeze(1)
+    pooled = pool.gather(candidates, told)
+    timer.start("ap")
+    ranking = Ranking.of(pooled, pool.num_gt, pool.num_objects, len(settings.iou_threshs))
+    matched = MatchedDetections.of(ranking)
+    labels = label_detections(ranking, matched)
+    fps_before = running_sums(labels.is_fp)
+    ap = pool.sum_ap(average_precisions(ranking, labels, fps_before, settings.ap_type))
+    timer.start("gradient")
+    if settings.is_error_driven:
+        gradient = ranked_error_driven_gradient(
+            ranking, matched, labels, fps_before, settings.margin, settings.transitivity
+        )
+        ppd = torch.zeros_like(candidates.scores, dtype=torch.float64)
+        ppd[told] = pool.own_gradient(ranking.by_input(gradient))
+    else:
+        ppd = step_gradient(ranking, pool, cells, overlaps, told, settings)
+    ppd = pool.num_minibatches * ppd.view(len(pool.ranked), -1).t()
+    return RankedMinibatch(
+        ap.new_full((len(ap), num_classes), float("nan")).index_copy_(1, pool.ranked, ap),
+        ppd.new_zeros(windows.scores.shape).index_copy_(1, pool.ranked, ppd),
+        ranking,
+        pool.ranked,
+        timer,
+    )
+
+
+def _candidates(
+    windows: Windows, objects: Objects, ranked: torch.Tensor, settings: MAPLossSettings
+) -> tuple[Detections, Cells]:
+    """Each window as each class that is ranked, class by class, (P R,), as if all were kept."""
+    num_windows, num_classes = windows.scores.shape
+    ids, images = torch.cat([windows.image_ids, objects.image_ids]).unique(return_inverse=True)
+    images, gt_images = images.split([num_windows, len(objects.classes)])
+    # Objects of other classes, all of them difficult, are matched by nobody.
+    index = torch.full((num_classes,), len(ranked), device=ranked.device)
+    index[ranked] = torch.arange(len(ranked), device=ranked.device)
+    boxes = windows.boxes if windows.boxes.dim() == 2 else windows.boxes[:, ranked]
+    threshs = torch.tensor(settings.iou_threshs, dtype=boxes.dtype, device=boxes.device)
+    matches = match_windows(
+        boxes, images, objects.boxes, gt_images, index[objects.classes], len(ranked), threshs
+    )
+    cells = Cells.of(windows, images, len(ids), ranked)
+    found, levels = (x.t().flatten() for x in matches)
+    if len(objects.classes):
+        is_difficult = (found >= 0) & objects.is_difficult[found.clamp(min=0)]
+        found = torch.where(is_difficult, DIFFICULT, found)
+    classes = torch.arange(len(ranked), device=ranked.device).repeat_interleave(
+        num_windows, output_size=num_windows * len(ranked)
+    )
+    scores = cells.scores.t().flatten()
+    return Detections(scores, classes, found, levels, torch.ones_like(found).bool()), cells
+
+
+def _suppress(cells: Cells, settings: MAPLossSettings) -> tuple[torch.Tensor, Overlaps | None]:
+    """(R, P) bool, which windows NMS keeps in each class; the overlaps, where they were needed."""
+    if settings.is_error_driven and _prefers_batched_nms(cells.scores.device):
+        num_ranked = cells.scores.shape[1]
+        boxes, groups = cells.boxes, cells.groups
+        if len(boxes) == len(cells.scores):
+            classes = torch.arange(num_ranked, device=groups.device)
+            groups = (groups[:, None] * num_ranked + classes).flatten()
+            boxes = boxes.repeat_interleave(num_ranked, 0, output_size=len(groups))
+        scores = cells.scores.flatten()
+        is_kept = keep_by_batched_nms(boxes, scores, groups, settings.nms_thresh)
+        return is_kept.view(cells.scores.shape), None
+    overlaps = cells.find_overlaps(settings.nms_thresh)
+    return keep_by_rounds(overlaps, cells.scores_of_boxes).view(cells.scores.shape), overlaps
+
+
+def _prefers_batched_nms(device: torch.device) -> bool:
+    """On a CPU the rounds are several times faster."""
+    return device.type != "cpu"
