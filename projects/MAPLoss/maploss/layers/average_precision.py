@@ -134,8 +134,8 @@ def precision_recall(
         >>> precision, recall = precision_recall(
         ...     torch.tensor([0.9, 0.5, 0.1]), torch.tensor([0, -1, 1]), num_gt=2
         ... )
-        >>> precision, recall
-        (tensor([1.0000, 0.5000, 0.6667], dtype=torch.float64), tensor([0.5000, 0.5000, 1.0000], dtype=torch.float64))
+        >>> precision.tolist(), recall.tolist()
+        ([1.0, 0.5, 0.6666666666666666], [0.5, 0.5, 1.0])
     """
     check_detections(scores, matched_gt, num_gt)
     is_tp = rank_detections(scores, matched_gt).is_tp

@@ -126,8 +126,9 @@ def match_detections(
 
     Example:
         >>> windows = torch.tensor([[0.0, 0.0, 10.0, 8.0], [30.0, 30.0, 40.0, 40.0]])
-        >>> ids, gt_boxes = torch.zeros(2, dtype=torch.int64), torch.tensor([[0.0, 0.0, 10.0, 10.0]])
-        >>> match_detections(windows, ids, gt_boxes, ids[:1])
+        >>> gt_boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
+        >>> image_ids = torch.zeros(2, dtype=torch.int64)
+        >>> match_detections(windows, image_ids, gt_boxes, image_ids[:1])
         tensor([ 0, -1])
     """
     check_shape("boxes", boxes, ("R", 4))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Greedy non-maximum suppression of many classes and images at once, which can say who suppressed whom.
+Greedy non-maximum suppression of many classes and images at once; it can say who suppressed whom.
 
 Shape letters: R windows of all images of the minibatch, E pairs of windows that overlap, P classes.
 """

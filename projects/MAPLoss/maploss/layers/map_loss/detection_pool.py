@@ -81,6 +81,7 @@ class DetectionPool:
         self.num_gt = num_gt[self.ranked]
         self.own = self.remembered = slice(0, 0)
         self._exchange: Exchange | None = None
+        self._num_told = 0
 
     def gather(self, candidates: Detections, told: torch.Tensor) -> Detections:
         """
@@ -93,7 +94,7 @@ class DetectionPool:
                 candidates, and then all of them are ranked here.
         """
         detections = candidates.take(told)
-        parts = [detections]
+        parts, self._num_told = [detections], len(told)
         if self.group is not None:
             parts, self._exchange = exchange_detections(
                 detections,
@@ -119,9 +120,7 @@ class DetectionPool:
 
     def own_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
         """(n,) of this process's detections, from the (m,) of all that it has ranked."""
-        if self.shares_classes:
-            return return_gradient(gradient, self._exchange, self.group)
-        return gradient[self.own]
+        return self._return(gradient) if self.shares_classes else gradient[self.own]
 
     def gradient_of_others(self, gradient: torch.Tensor) -> torch.Tensor:
         """
@@ -130,13 +129,17 @@ class DetectionPool:
         Args:
             gradient: (m,) what this process says.
         """
-        num_told = self._exchange.num_own
         others = [
             gradient[: self.own.start],
-            gradient.new_zeros(num_told),
+            gradient.new_zeros(self._num_told),
             gradient[self.own.stop : self.remembered.start],
         ]
-        return return_gradient(torch.cat(others), self._exchange, self.group)
+        return self._return(torch.cat(others))
+
+    def _return(self, gradient: torch.Tensor) -> torch.Tensor:
+        if self.group is None or self._exchange is None:
+            raise RuntimeError("own_gradient: expected detections of a group, gathered before")
+        return return_gradient(gradient, self._exchange, self.group)
 
     def sum_ap(self, ap: torch.Tensor) -> torch.Tensor:
         """(T, P) AP of all classes, from that of the classes of which this process has any."""

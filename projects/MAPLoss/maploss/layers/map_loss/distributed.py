@@ -60,7 +60,7 @@ def exchange_detections(
         shares_classes: process i ranks the classes c with c mod N = i; False: each ranks all.
 
     Returns:
-        Detections of each process, objects counted over all, and what :func:`return_gradient` needs.
+        Detections of each process, objects counted over all; and for :func:`return_gradient`.
     """
     world, rank = dist.get_world_size(group), dist.get_rank(group)
     counts = torch.zeros(num_classes, dtype=torch.int64, device=own.scores.device)

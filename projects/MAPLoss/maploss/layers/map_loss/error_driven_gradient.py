@@ -18,7 +18,7 @@ import torch
 
 from ..average_precision import check_detections
 from ..checks import check_choice, check_mask
-from ..match_detections import DIFFICULT
+from ..match_detections import UNMATCHED
 from .detections import Detections
 from .rankings import Labels, MatchedDetections, Ranking, label_detections, running_sums
 
@@ -97,9 +97,8 @@ def error_driven_gradient(
     if num_found > num_gt:
         raise ValueError(f"num_gt: expected at least the {num_found} objects found, got {num_gt}")
     numbers = torch.where(matched_gt >= 0, numbers, matched_gt)
-    levels = (matched_gt >= DIFFICULT) & (matched_gt != -1)
-    classes = torch.zeros_like(matched_gt)
-    detections = Detections(scores, classes, numbers, levels.long(), is_kept)
+    levels = (matched_gt != UNMATCHED).long()
+    detections = Detections(scores, torch.zeros_like(levels), numbers, levels, is_kept)
     ranking = Ranking.of(detections, matched_gt.new_tensor([num_gt]), len(objects), 1)
     matched = MatchedDetections.of(ranking)
     labels = label_detections(ranking, matched)
@@ -133,7 +132,8 @@ def ranked_error_driven_gradient(
     own_class = ranking.detections.classes[place]
     start = ranking.starts[own_class]
     # Counted from the class's best score: small numbers keep the sums exact.
-    from_best = at - at[ranking.starts.clamp(max=max(len(at) - 1, 0))][ranking.detections.classes]
+    best = torch.nn.functional.pad(at, (0, 1))[ranking.starts]
+    from_best = at - best[ranking.detections.classes]
     own = from_best[place]
     # False positives before `near` count as 1, those from `far` on as 0, on a ramp between.
     near = torch.searchsorted(at, at[place] - 0.5)
@@ -150,7 +150,7 @@ def ranked_error_driven_gradient(
         is_pushed = is_pushed | (matched.is_matched & ~matched.is_kept)
     tps_before = running_sums(labels.is_tp)
     other_tps = tps_before[:, place] - tps_before[:, start]
-    other_tps -= labels.tp_at[:, matched.objects] < place
+    other_tps -= (labels.tp_at[:, matched.objects] < place).double()
     weight = is_pushed / (ranking.num_gt[own_class] * (1 + other_tps + above))
     # Each false positive gets what all who are pushed take from its place: differences, summed up.
     constant, slope = torch.zeros_like(fps_before), torch.zeros_like(fps_before)

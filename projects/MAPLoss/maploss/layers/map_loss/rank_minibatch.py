@@ -168,7 +168,7 @@ def rank_minibatch(
         ppd[told] = pool.own_gradient(ranking.by_input(gradient))
     else:
         ppd = step_gradient(ranking, pool, cells, overlaps, told, settings)
-    ppd = pool.num_minibatches * ppd.view(len(pool.ranked), -1).t()
+    ppd = pool.num_minibatches * ppd.view(len(pool.ranked), len(windows.scores)).t()
     return RankedMinibatch(
         ap.new_full((len(ap), num_classes), float("nan")).index_copy_(1, pool.ranked, ap),
         ppd.new_zeros(windows.scores.shape).index_copy_(1, pool.ranked, ppd),

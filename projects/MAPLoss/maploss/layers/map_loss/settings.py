@@ -24,7 +24,7 @@ class MAPLossSettings:
 
     Args:
         iou_threshs: overlaps, rising, each in [0, 1): a window over an object is right at those
-            that its IoU exceeds, and mAP is the mean over them. A list will do too, and "coco" means
+            that its IoU exceeds, and mAP is the mean over them. A list will do too, and "coco" for
             .5, .55, .., .95.
         ap_type: how AP weighs recall: "area", "voc07" or "coco101".
         nms_thresh: IoU in [0, 1] over which windows suppress each other.
