@@ -7,13 +7,46 @@ import torch
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raises ValueError unless `value` is one of `choices`."""
+    """
+    Checks a name that is to be one of several.
+
+    Args:
+        name: of the argument, for the message.
+        value: what came.
+        choices: what there is to choose from.
+
+    Raises:
+        ValueError: `value` is none of them.
+
+    Example:
+        >>> check_choice("form", "cubic", ["linear", "square"])
+        Traceback (most recent call last):
+        ...
+        ValueError: form: expected one of linear, square, got 'cubic'
+    """
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
 
 
 def check_shape(name: str, tensor: torch.Tensor, shape: Sequence[int | str]) -> None:
-    """Raises ValueError unless `tensor` has this shape; a letter stands for any size."""
+    """
+    Checks the shape of a tensor.
+
+    Args:
+        name: of the argument, for the message.
+        tensor: what came.
+        shape: the size of each dimension; a letter stands for any.
+
+    Raises:
+        TypeError: no tensor.
+        ValueError: another shape.
+
+    Example:
+        >>> check_shape("boxes", torch.zeros(3, 5), ("R", 4))
+        Traceback (most recent call last):
+        ...
+        ValueError: boxes: expected shape (R, 4), got (3, 5)
+    """
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
     fits = tensor.dim() == len(shape) and all(
@@ -25,20 +58,69 @@ def check_shape(name: str, tensor: torch.Tensor, shape: Sequence[int | str]) -> 
 
 
 def check_int64(name: str, tensor: torch.Tensor) -> None:
-    """Raises TypeError unless `tensor` holds int64 indices."""
+    """
+    Checks a tensor of indices.
+
+    Args:
+        name: of the argument, for the message.
+        tensor: what came.
+
+    Raises:
+        TypeError: its dtype is not int64.
+
+    Example:
+        >>> check_int64("image_ids", torch.zeros(3))
+        Traceback (most recent call last):
+        ...
+        TypeError: image_ids: expected dtype torch.int64, got torch.float32
+    """
     if tensor.dtype != torch.int64:
         raise TypeError(f"{name}: expected dtype torch.int64, got {tensor.dtype}")
 
 
 def check_mask(name: str, mask: torch.Tensor, size: int) -> None:
-    """Raises ValueError or TypeError unless `mask` is (size,) bool."""
+    """
+    Checks a mask.
+
+    Args:
+        name: of the argument, for the message.
+        mask: what came.
+        size: how many elements there are to be.
+
+    Raises:
+        ValueError: another shape than (size,).
+        TypeError: its dtype is not bool.
+
+    Example:
+        >>> check_mask("is_kept", torch.ones(2), 2)
+        Traceback (most recent call last):
+        ...
+        TypeError: is_kept: expected dtype torch.bool, got torch.float32
+    """
     check_shape(name, mask, (size,))
     if mask.dtype != torch.bool:
         raise TypeError(f"{name}: expected dtype torch.bool, got {mask.dtype}")
 
 
 def check_scores(scores: torch.Tensor, shape: Sequence[int | str]) -> None:
-    """Raises ValueError or TypeError on a wrong shape or dtype, FloatingPointError on nan, inf."""
+    """
+    Checks scores; waits for the device.
+
+    Args:
+        scores: what came.
+        shape: as for :func:`check_shape`.
+
+    Raises:
+        ValueError: another shape.
+        TypeError: a dtype that is not float32 or float64.
+        FloatingPointError: a score that is not finite.
+
+    Example:
+        >>> check_scores(torch.tensor([0.0, float("nan")]), ("D",))
+        Traceback (most recent call last):
+        ...
+        FloatingPointError: scores: 1 of 2 are not finite
+    """
     check_shape("scores", scores, shape)
     if scores.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"scores: expected torch.float32 or torch.float64, got {scores.dtype}")
@@ -47,28 +129,43 @@ def check_scores(scores: torch.Tensor, shape: Sequence[int | str]) -> None:
         raise FloatingPointError(f"scores: {bad} of {scores.numel()} are not finite")
 
 
-def check_ranking(
-    scores: torch.Tensor, labels: torch.Tensor, quality: torch.Tensor | None = None
-) -> None:
-    """
-    Raises ValueError, TypeError or FloatingPointError unless these are scores (D,), labels (D,)
-    int64 of 1, 0 or -1, and (P,) numbers in [0, 1], one for each label 1.
-    """
-    check_scores(scores, ("D",))
-    check_shape("labels", labels, (len(scores),))
-    check_int64("labels", labels)
-    if labels.numel() and not -1 <= int(labels.min()) <= int(labels.max()) <= 1:
-        raise ValueError(f"labels: expected 1, 0 or -1, got {labels.unique().tolist()}")
-    if quality is None:
-        return
-    check_shape("quality", quality, (int((labels == 1).sum()),))
-    if not ((quality >= 0) & (quality <= 1)).all():  # nan is not
-        raise ValueError(
-            f"quality: expected numbers in [0, 1], got {quality.min():g} to {quality.max():g}"
-        )
-
-
 def check_positive(name: str, value: float) -> None:
-    """Raises ValueError unless `value` is a finite number above 0."""
+    """
+    Checks a number that is to be above 0.
+
+    Args:
+        name: of the argument, for the message.
+        value: what came.
+
+    Raises:
+        ValueError: it is not above 0, or not finite.
+
+    Example:
+        >>> check_positive("delta", -1.0)
+        Traceback (most recent call last):
+        ...
+        ValueError: delta: expected a number above 0, got -1.0
+    """
     if not 0 < value < float("inf"):
         raise ValueError(f"{name}: expected a number above 0, got {value}")
+
+
+def check_fraction(name: str, value: float) -> None:
+    """
+    Checks a number that is to be in [0, 1], as an IoU is.
+
+    Args:
+        name: of the argument, for the message.
+        value: what came.
+
+    Raises:
+        ValueError: it is not.
+
+    Example:
+        >>> check_fraction("iou_thresh", 50)
+        Traceback (most recent call last):
+        ...
+        ValueError: iou_thresh: expected a number in [0, 1], got 50
+    """
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: expected a number in [0, 1], got {value}")

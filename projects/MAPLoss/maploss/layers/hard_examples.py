@@ -4,7 +4,7 @@
 import torch
 from detectron2.layers import batched_nms
 
-from .checks import check_int64, check_shape
+from .checks import check_fraction, check_int64, check_shape
 
 
 @torch.no_grad()
@@ -23,8 +23,11 @@ def hard_examples(
     Mining", section 4.1).
 
     Args:
-        losses: (R,). boxes: (R, 4) XYXY. image_ids: (R,) int64. num: how many at most, of all
-            images together. iou_thresh: in [0, 1], how much is too much; 1 leaves all.
+        losses: (R,).
+        boxes: (R, 4) XYXY in pixels.
+        image_ids: (R,) int64, which image each window is of.
+        num: how many at most, of all images together.
+        iou_thresh: in [0, 1], above which IoU is too much; 1 leaves all.
 
     Returns:
         (H,) int64, H <= num: rising indices. Of equal losses the first come first.
@@ -32,6 +35,11 @@ def hard_examples(
     Raises:
         ValueError, TypeError: a wrong shape, dtype, number or threshold.
         FloatingPointError: a loss that is not finite.
+
+    Example:
+        >>> boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 11], [50, 50, 60, 60]])
+        >>> hard_examples(torch.tensor([2.0, 3.0, 1.0]), boxes, torch.tensor([0, 0, 0]), num=2)
+        tensor([1, 2])
     """
     check_shape("losses", losses, ("R",))
     check_shape("boxes", boxes, (len(losses), 4))
@@ -39,8 +47,7 @@ def hard_examples(
     check_int64("image_ids", image_ids)
     if num < 1:
         raise ValueError(f"num: expected at least 1, got {num}")
-    if not 0 <= iou_thresh <= 1:
-        raise ValueError(f"iou_thresh: expected a number in [0, 1], got {iou_thresh}")
+    check_fraction("iou_thresh", iou_thresh)
     is_finite = torch.isfinite(losses)
     if not is_finite.all():
         raise FloatingPointError(f"losses: {int((~is_finite).sum())} of {len(losses)} not finite")

@@ -6,10 +6,17 @@ import torch
 
 class RaggedIndex:
     """
-    Values by key.
+    Values by key; the order within a key is kept.
 
     Args:
-        keys: (E,) int64 in [0, num_keys). values: (E,) int64. The order within a key is kept.
+        keys: (E,) int64 in [0, num_keys).
+        values: (E,) int64.
+        num_keys: how many keys there may be.
+
+    Example:
+        >>> index = RaggedIndex(torch.tensor([2, 0, 2]), torch.tensor([7, 8, 9]), num_keys=3)
+        >>> index.expand(torch.tensor([2, 1, 0]))
+        (tensor([0, 0, 2]), tensor([7, 9, 8]))
     """
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, num_keys: int) -> None:
@@ -20,7 +27,10 @@ class RaggedIndex:
 
     def expand(self, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        All values of each key in `keys` (B,).
+        All values of some keys.
+
+        Args:
+            keys: (B,) int64 in [0, num_keys).
 
         Returns:
             (C,) position in `keys`, not falling, and (C,) value.
@@ -33,7 +43,20 @@ class RaggedIndex:
 
 
 def isin_sorted(queries: torch.Tensor, sorted_keys: torch.Tensor) -> torch.Tensor:
-    """Which `queries` (B,) int64 stand in `sorted_keys` (C,) int64, rising."""
+    """
+    Which numbers stand in a sorted list.
+
+    Args:
+        queries: (B,) int64.
+        sorted_keys: (C,) int64, rising.
+
+    Returns:
+        (B,) bool.
+
+    Example:
+        >>> isin_sorted(torch.tensor([5, 1, 3]), torch.tensor([1, 2, 5]))
+        tensor([ True,  True, False])
+    """
     if not len(sorted_keys):
         return torch.zeros_like(queries, dtype=torch.bool)
     at = torch.searchsorted(sorted_keys, queries).clamp(max=len(sorted_keys) - 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses whose gradient is not the derivative of their value, but given."""
+"""Losses whose gradient is not the derivative of their value, but chosen."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,15 +25,39 @@ def attach_gradient(
     value: torch.Tensor, inputs: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]
 ) -> torch.Tensor:
     """
-    The value, with a graph: its gradient by each of the inputs is the one given, whatever the value
-    was made of.
+    The value, with a graph: its gradient by each of the inputs is the one chosen, whatever the
+    value was made of.
 
     Args:
-        value: 0-d. inputs, gradients: as many of each, of the same shapes and dtypes.
+        value: 0-d.
+        inputs: of any shapes.
+        gradients: as many as inputs, of the same shapes and dtypes.
+
+    Returns:
+        0-d, equal to `value`.
+
+    Example:
+        >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> loss = attach_gradient(x.max(), [x], [torch.tensor([0.5, -0.5])])
+        >>> (3 * loss).backward()
+        >>> x.grad
+        tensor([ 1.5000, -1.5000])
     """
     return _SurrogateGradient.apply(value.detach(), *gradients, *inputs)
 
 
 def scale_gradient(x: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
-    """The value of x, with `scale` times its gradient."""
+    """
+    The value of x, with `scale` times its gradient.
+
+    Args:
+        x: any shape.
+        scale: a number, or 0-d.
+
+    Example:
+        >>> x = torch.tensor(2.0, requires_grad=True)
+        >>> scale_gradient(x, 7.0).backward()
+        >>> x.grad
+        tensor(7.)
+    """
     return x.detach() + scale * (x - x.detach())

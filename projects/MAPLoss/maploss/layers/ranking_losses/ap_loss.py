@@ -7,15 +7,16 @@ Shape letters: D scores, all windows x classes of the minibatch, P of them posit
 
 import torch
 
-from ..checks import check_positive, check_ranking
+from ..checks import check_positive
 from ..surrogate_gradient import attach_gradient
+from .labels import check_ranking, positives_and_negatives
 from .pair_sums import ramp_pairs
 
 
 def ap_loss(scores: torch.Tensor, labels: torch.Tensor, *, delta: float = 1.0) -> torch.Tensor:
     """
     1 - AP of all classes' scores in one ranking, with interpolated precision, and the error-driven
-    update for its gradient.
+    update for its gradient (section 3 of the paper).
 
     With H(d) = clamp(d / (2 delta) + 1/2, 0, 1) and rank_i = 1 + sum_{j != i} H(s_j - s_i),
 
@@ -25,8 +26,9 @@ def ap_loss(scores: torch.Tensor, labels: torch.Tensor, *, delta: float = 1.0) -
     replaces the precision at i by the best one at the same or a higher recall.
 
     Args:
-        scores: (D,) logits, float32 or float64. labels: (D,) int64, 1 positive, 0 negative, -1
-            ignored. delta: half the width of the step, in units of score, above 0.
+        scores: (D,) logits, float32 or float64.
+        labels: (D,) int64, 1 positive, 0 negative, -1 ignored.
+        delta: half the width of the step, in units of score, above 0.
 
     Returns:
         0-d of the scores' dtype, 0 without positives.
@@ -34,20 +36,28 @@ def ap_loss(scores: torch.Tensor, labels: torch.Tensor, *, delta: float = 1.0) -
     Raises:
         ValueError, TypeError: a wrong shape, dtype, label or delta.
         FloatingPointError: a score that is not finite.
+
+    Example:
+        >>> scores = torch.tensor([3.0, 2.5, 0.0], requires_grad=True)
+        >>> loss = ap_loss(scores, torch.tensor([0, 1, 1]), delta=0.5)
+        >>> loss.backward()
+        >>> loss.detach(), scores.grad
+        (tensor(0.3333), tensor([ 0.3333, -0.1667, -0.1667]))
     """
     check_ranking(scores, labels)
     check_positive("delta", delta)
-    positive, negative = ((labels == x).nonzero().squeeze(1) for x in (1, 0))
+    positive, negative = positives_and_negatives(labels)
     if len(positive) == 0:
         return (scores * 0.0).sum()
     with torch.no_grad():
-        own, others = scores[positive], scores[negative]
-        among_negatives = ramp_pairs(own, others, delta)
-        false, _ = among_negatives.over_items(torch.ones_like(others))
+        positives, negatives = scores[positive], scores[negative]
+        among_negatives = ramp_pairs(positives, negatives, delta)
+        false, _ = among_negatives.over_items(torch.ones_like(negatives))
         # A positive counts 1 in its own rank, H(0) being 1/2.
-        true = ramp_pairs(own, own, delta).over_items(torch.ones_like(own))[0] + 0.5
+        true = ramp_pairs(positives, positives, delta).over_items(torch.ones_like(positives))[0]
+        true += 0.5
         precision = true / (true + false)
-        order = own.argsort()
+        order = positives.argsort()
         best = torch.empty_like(precision)
         best[order] = precision[order].cummax(0).values
         # Error i, (1 - precision) r_i, is shared by the negatives in proportion to H.

@@ -7,8 +7,9 @@ Shape letters: D detections or documents of one class, P of them positive, N neg
 
 import torch
 
-from ..checks import check_choice, check_positive, check_ranking
+from ..checks import check_choice, check_positive
 from ..surrogate_gradient import attach_gradient
+from .labels import IGNORED, POSITIVE, check_ranking
 
 _SIGNS = {"positive": 1, "negative": -1}
 UPDATES = tuple(_SIGNS)
@@ -38,8 +39,10 @@ def direct_ap_loss(
     :func:`~maploss.layers.average_precision`. Tied scores keep their input order in y_w.
 
     Args:
-        scores: (D,) float32 or float64. labels: (D,) int64, 1 positive, 0 negative, -1 left out.
-        epsilon: above 0, in units of the scores. update: "positive" or "negative".
+        scores: (D,) logits, float32 or float64.
+        labels: (D,) int64, 1 positive, 0 negative, -1 ignored.
+        epsilon: how much the loss counts beside the scores, in their unit, above 0.
+        update: "positive" or "negative".
 
     Returns:
         0-d of the scores' dtype; 0 with a gradient of 0 if there is no positive or no negative.
@@ -48,14 +51,21 @@ def direct_ap_loss(
     Raises:
         ValueError, TypeError: a wrong shape, dtype or label, update or epsilon.
         FloatingPointError: a score that is not finite.
+
+    Example:
+        >>> scores = torch.tensor([3.0, 2.0, 1.0], requires_grad=True)
+        >>> loss = direct_ap_loss(scores, torch.tensor([0, 1, 0]), epsilon=100.0, update="negative")
+        >>> loss.backward()
+        >>> loss.detach(), scores.grad
+        (tensor(0.5000), tensor([ 0.0100, -0.0100,  0.0000]))
     """
     check_ranking(scores, labels)
     check_choice("update", update, UPDATES)
     check_positive("epsilon", epsilon)
     gradient = torch.zeros_like(scores)
     counted = torch.argsort(scores.detach(), descending=True, stable=True)
-    counted = counted[labels[counted] >= 0]
-    is_positive = labels[counted] == 1
+    counted = counted[labels[counted] != IGNORED]
+    is_positive = labels[counted] == POSITIVE
     positives, negatives = counted[is_positive], counted[~is_positive]
     if not len(positives) or not len(negatives):
         return attach_gradient(scores.new_zeros(()), [scores], [gradient])
@@ -68,8 +78,8 @@ def direct_ap_loss(
     gradient[positives] = moved.to(scores.dtype)
     below = _positives_below(above, len(negatives)) - _positives_below(above_direct, len(negatives))
     gradient[negatives] = (-2 * scale * below.double()).to(scores.dtype)
-    found = torch.arange(1, len(positives) + 1, device=scores.device)
-    loss = 1 - (found.double() / (found + above)).mean()
+    true = torch.arange(1, len(positives) + 1, device=scores.device)
+    loss = 1 - (true.double() / (true + above)).mean()
     return attach_gradient(loss.to(scores.dtype), [scores], [gradient])
 
 
@@ -94,11 +104,20 @@ def loss_augmented_ranking(
     taken at once.
 
     Args:
-        positives: (P,) float64, falling. negatives: (N,) float64, falling. epsilon, update: as in
-            :func:`direct_ap_loss`. P and N at least 1.
+        positives: (P,) float64, falling, P at least 1.
+        negatives: (N,) float64, falling, N at least 1.
+        epsilon: as in :func:`direct_ap_loss`.
+        update: as in :func:`direct_ap_loss`.
 
     Returns:
         (P,) int64, rising.
+
+    Example:
+        >>> positives, negatives = torch.tensor([2.0]).double(), torch.tensor([3.0, 1.0]).double()
+        >>> loss_augmented_ranking(positives, negatives, 0.1, "negative")
+        tensor([1])
+        >>> loss_augmented_ranking(positives, negatives, 100.0, "negative")
+        tensor([0])
     """
     num_p, num_n = len(positives), len(negatives)
     # F depends on differences only; smaller sums are more exact.

@@ -42,15 +42,23 @@ class PiecewiseLinearPairs:
     On each segment of h, f is a + b s_j, so that its sum over the items in between, which are
     neighbours when sorted, is a difference of running sums: O((P M + D) log D) time and
     O(P M + D) memory for what takes P D as a matrix, with the same result.
+
+    Example:
+        >>> queries, items = torch.tensor([0.0, 2.0]), torch.tensor([0.0, 0.5, 3.0])
+        >>> pairs = PiecewiseLinearPairs(queries, items, 1.0, knots(torch.zeros(0, 2)))
+        >>> pairs.over_items(torch.ones(3))[0]
+        tensor([2.2500, 1.0000], dtype=torch.float64)
     """
 
-    def __init__(self, queries: torch.Tensor, items: torch.Tensor, delta: float, given: Knots):
+    def __init__(self, queries: torch.Tensor, items: torch.Tensor, delta: float, h: Knots):
         """
         Args:
-            queries: (P,) scores. items: (D,) scores. delta: half the width of the ramp, in units of
-                score, above 0. given: of h.
+            queries: (P,) scores.
+            items: (D,) scores.
+            delta: half the width of the ramp, in units of score, above 0.
+            h: with M control points.
         """
-        x, y, slopes = given
+        x, y, slopes = h
         queries, items = _near_zero(queries, items, delta)
         self._sorted, self._order = items.sort()
         # Where each query's segments begin, in units of score, and as places among the items.
@@ -93,7 +101,15 @@ class PiecewiseLinearPairs:
 
 
 class BlockedPairs:
-    """Any f, by making the matrix of pairs in blocks of queries."""
+    """
+    Any f, by making the matrix of pairs in blocks of queries.
+
+    Example:
+        >>> f = lambda d: (d.square(), 2 * d)
+        >>> pairs = BlockedPairs(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 3.0]), f)
+        >>> pairs.over_items(torch.ones(2))
+        (tensor([10.,  2.], dtype=torch.float64), tensor([8., 0.], dtype=torch.float64))
+    """
 
     def __init__(
         self,
@@ -103,7 +119,9 @@ class BlockedPairs:
     ):
         """
         Args:
-            queries: (P,) scores. items: (D,) scores. f: from differences (.., D) to f and f' there.
+            queries: (P,) scores.
+            items: (D,) scores.
+            f: from differences (.., D) to f and f' there.
         """
         self._items = items.detach().double()
         self._queries = queries.detach().double().split(max(1, _BLOCK // max(len(items), 1)))
@@ -124,10 +142,10 @@ class BlockedPairs:
     def over_queries(self, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         sums, slopes = torch.zeros_like(self._items), torch.zeros_like(self._items)
         parts = weights.double().split(max(len(self._queries[0]), 1))
-        for some, own in zip(self._queries, parts, strict=True):
+        for some, some_weights in zip(self._queries, parts, strict=True):
             values, derivatives = self._values(some)
-            sums += own @ values
-            slopes += own @ derivatives
+            sums += some_weights @ values
+            slopes += some_weights @ derivatives
         return sums, slopes
 
     def _values(self, some: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -138,17 +156,28 @@ def piecewise_linear_pairs(
     queries: torch.Tensor, items: torch.Tensor, delta: float, points: torch.Tensor
 ) -> PairSums:
     """
-    :class:`PiecewiseLinearPairs`, or by blocks where h is too steep for it; its arguments, and the
-    (M, 2) control points of h, M = 0 for a straight line.
+    :class:`PiecewiseLinearPairs`, or :class:`BlockedPairs` where h is too steep for it.
+
+    Args:
+        queries: (P,) scores.
+        items: (D,) scores.
+        delta: half the width of the ramp, in units of score, above 0.
+        points: (M, 2) control points of h, M = 0 for a straight line.
+
+    Example:
+        >>> step = torch.tensor([[0.5, 0.0], [0.5, 1.0]])
+        >>> pairs = piecewise_linear_pairs(torch.zeros(1), torch.tensor([-0.1, 0.1]), 1.0, step)
+        >>> pairs.over_queries(torch.ones(1))[0]
+        tensor([0., 1.], dtype=torch.float64)
     """
-    given = knots(points)
+    h = knots(points)
     width = float(queries.max() - queries.min()) + 2 * delta if len(queries) else 0.0
-    if float(given.slopes.max()) / (2 * delta) * width < _STEEPEST:
-        return PiecewiseLinearPairs(queries, items, delta, given)
+    if float(h.slopes.max()) / (2 * delta) * width < _STEEPEST:
+        return PiecewiseLinearPairs(queries, items, delta, h)
 
     def f(d: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         place = (d / (2 * delta) + 0.5).clamp(0, 1)
-        values, slopes = value_and_slope(place, given)
+        values, slopes = value_and_slope(place, h)
         is_inside = (place > 0) & (place < 1)
         return values, slopes / (2 * delta) * is_inside
 
@@ -156,7 +185,19 @@ def piecewise_linear_pairs(
 
 
 def ramp_pairs(queries: torch.Tensor, items: torch.Tensor, delta: float) -> PairSums:
-    """H(s_j - s_i), H(d) = clamp(d / (2 delta) + 1/2, 0, 1): the step of AP Loss and others."""
+    """
+    H(s_j - s_i), H(d) = clamp(d / (2 delta) + 1/2, 0, 1): the step of AP Loss and others.
+
+    Args:
+        queries: (P,) scores.
+        items: (D,) scores.
+        delta: half the width of the ramp, in units of score, above 0.
+
+    Example:
+        >>> pairs = ramp_pairs(torch.zeros(1), torch.tensor([-2.0, 0.0, 0.5, 2.0]), 1.0)
+        >>> pairs.over_queries(torch.ones(1))[0]
+        tensor([0.0000, 0.5000, 0.7500, 1.0000], dtype=torch.float64)
+    """
     return piecewise_linear_pairs(queries, items, delta, items.new_zeros(0, 2))
 
 

@@ -11,8 +11,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import nn
 
-from ..checks import check_choice, check_positive, check_ranking
+from ..checks import check_choice, check_positive
 from ..surrogate_gradient import attach_gradient, scale_gradient
+from .labels import IGNORED, POSITIVE, check_ranking
 from .pair_sums import BlockedPairs, PairSums, piecewise_linear_pairs
 from .piecewise_linear import check_points, identity_points, piecewise_linear
 
@@ -31,25 +32,28 @@ def parameterized_ap_loss(
     num_ranked: int = 100_000,
 ) -> torch.Tensor:
     """
-    With u the quality of the boxes, 0 for negatives, and x_ji = (s_j - s_i) / 2 + 1/2 in [0, 1],
+    1 - AP, for a score and for a localization error, with searched functions in the place of steps.
+
+    With u the quality of the boxes, 0 for negatives, and x_ji = clamp((s_j - s_i) / 2 + 1/2, 0, 1),
 
         L = 1/P sum_i [1 - I1(u_i) + I3(u_i) sum_j H2(x_ji) (1 - I2(u_j)) / sum_j H1(x_ji)],
 
-    i over the positives, j over the `num_ranked` best scores. It is 1 - AP, for a score and for
-    a box that is loose, if all functions are steps. The gradient by the scores is that of H2 alone,
-    H1 is a constant to it; the gradient by the qualities is that of I1, I2 and I3.
+    i over the positives, j over the `num_ranked` best scores. It is 1 - AP if all functions are
+    steps. The gradient by the scores is that of H2 alone, H1 is a constant to it; the gradient by
+    the qualities is that of I1, I2 and I3.
 
     `searched` and `linear` take time and memory of O(P + D) but for a sort (functions that are all
-    but steps go through blocks too); `sigmoid` and
-    `square`, which the paper compares with, go through all pairs, in blocks.
+    but steps go through blocks too). `sigmoid` and `square`, which the paper compares with, go
+    through all pairs, in blocks.
 
     Args:
-        scores: (D,) logits, float32 or float64. labels: (D,) int64, 1 positive, 0 negative, -1
-            ignored. quality: (P,) in [0, 1], of the positives in their order, (GIoU + 1) / 2 in the
-            paper.
+        scores: (D,) logits, float32 or float64.
+        labels: (D,) int64, 1 positive, 0 negative, -1 ignored.
+        quality: (P,) in [0, 1], of the positives in their order, (GIoU + 1) / 2 in the paper.
         points: (5, 4, 2) control points of H1, H2, I1, I2, I3, for `searched`; None for identity
-            functions. form: "searched"; "linear": identity functions; "sigmoid": H(d) =
-            sigmoid(d) of d = s_j - s_i and I(u) = sigmoid(2 u - 1); "square": H = x^2, I = u^2.
+            functions.
+        form: "searched"; "linear": identity functions; "sigmoid": H(d) = sigmoid(d) of d = s_j -
+            s_i and I(u) = sigmoid(2 u - 1); "square": H = x^2, I = u^2.
         num_ranked: how many of the best scores that are not ignored are ranked; positives compete
             for these places as negatives do, and are summed over (i) all the same.
 
@@ -60,24 +64,21 @@ def parameterized_ap_loss(
         ValueError, TypeError: a wrong shape, dtype, label, quality, name or number of ranked ones;
             points of another shape, out of [0, 1], or that fall.
         FloatingPointError: a score that is not finite.
+
+    Example:
+        >>> scores = torch.tensor([2.5, 2.0, 0.0], requires_grad=True)
+        >>> quality = torch.tensor([0.75], requires_grad=True)
+        >>> loss = parameterized_ap_loss(scores, torch.tensor([0, 1, 0]), quality)
+        >>> loss.backward()
+        >>> loss.detach(), scores.grad, quality.grad
+        (tensor(0.7750), tensor([ 0.3000, -0.3000,  0.0000]), tensor([-0.6000]))
     """
     check_ranking(scores, labels, quality)
-    check_choice("form", form, FORMS)
-    _check_num_ranked(num_ranked)
-    if points is None or form == "linear":
-        points = identity_points().expand(len(FUNCTIONS), -1, -1)
+    _check_settings(form, num_ranked)
+    if points is None:
+        points = _identity_functions()
     check_points("points", points, len(FUNCTIONS))
-    positives = (labels == 1).nonzero().squeeze(1)
-    if len(positives) == 0:
-        return (scores * 0.0).sum() + (quality * 0.0).sum()
-    parts = _PARTS.get(form, _Searched)(points.to(scores.device))
-    with torch.no_grad():
-        result = _value_and_gradients(scores, labels, positives, quality, parts, num_ranked)
-    return attach_gradient(
-        result.value.to(scores.dtype),
-        (scores, quality),
-        (result.by_scores.to(scores.dtype), result.by_quality.to(quality.dtype)),
-    )
+    return _loss(scores, labels, quality, points, form, num_ranked)
 
 
 class ParameterizedAPLoss(nn.Module):
@@ -86,6 +87,11 @@ class ParameterizedAPLoss(nn.Module):
 
     So they are in the checkpoint, and on the device that the model is on. The gradient by the
     qualities is multiplied by `gradient_scale`, a searched number too.
+
+    Example:
+        >>> loss = ParameterizedAPLoss(gradient_scale=7.13)
+        >>> loss(torch.tensor([3.0, 2.0, 0.0]), torch.tensor([0, 1, 0]), torch.tensor([0.8]))
+        tensor(0.7867)
     """
 
     points: torch.Tensor
@@ -100,17 +106,20 @@ class ParameterizedAPLoss(nn.Module):
         num_ranked: int = 100_000,
     ) -> None:
         """
-        Args: as :func:`parameterized_ap_loss`; gradient_scale: above 0.
+        Args:
+            points: as for :func:`parameterized_ap_loss`.
+            gradient_scale: above 0.
+            form: as for :func:`parameterized_ap_loss`.
+            num_ranked: as for :func:`parameterized_ap_loss`.
 
         Raises:
             ValueError: as :func:`parameterized_ap_loss`.
         """
         super().__init__()
-        check_choice("form", form, FORMS)
-        _check_num_ranked(num_ranked)
+        _check_settings(form, num_ranked)
         check_positive("gradient_scale", gradient_scale)
         if points is None:
-            points = identity_points().repeat(len(FUNCTIONS), 1, 1)
+            points = _identity_functions()
         check_points("points", points, len(FUNCTIONS))
         self.form = form
         self.num_ranked = num_ranked
@@ -121,19 +130,43 @@ class ParameterizedAPLoss(nn.Module):
         self, scores: torch.Tensor, labels: torch.Tensor, quality: torch.Tensor
     ) -> torch.Tensor:
         """The loss, 0-d; arguments and errors as for :func:`parameterized_ap_loss`."""
-        return parameterized_ap_loss(
-            scores,
-            labels,
-            scale_gradient(quality, self.gradient_scale.to(quality.dtype)),
-            points=self.points,
-            form=self.form,
-            num_ranked=self.num_ranked,
-        )
+        check_ranking(scores, labels, quality)
+        quality = scale_gradient(quality, self.gradient_scale.to(quality.dtype))
+        return _loss(scores, labels, quality, self.points, self.form, self.num_ranked)
 
 
-def _check_num_ranked(num_ranked: int) -> None:
+def _check_settings(form: str, num_ranked: int) -> None:
+    check_choice("form", form, FORMS)
     if num_ranked < 1:
         raise ValueError(f"num_ranked: expected at least 1, got {num_ranked}")
+
+
+def _identity_functions() -> torch.Tensor:
+    return identity_points().repeat(len(FUNCTIONS), 1, 1)
+
+
+def _loss(
+    scores: torch.Tensor,
+    labels: torch.Tensor,
+    quality: torch.Tensor,
+    points: torch.Tensor,
+    form: str,
+    num_ranked: int,
+) -> torch.Tensor:
+    """The loss of inputs that have been checked."""
+    positives = (labels == POSITIVE).nonzero().squeeze(1)
+    if len(positives) == 0:
+        return (scores * 0.0).sum() + (quality * 0.0).sum()
+    if form == "linear":
+        points = _identity_functions()
+    functions = _FUNCTIONS_OF_FORMS.get(form, _Searched)(points.to(scores.device))
+    with torch.no_grad():
+        result = _value_and_gradients(scores, labels, positives, quality, functions, num_ranked)
+    return attach_gradient(
+        result.value.to(scores.dtype),
+        (scores, quality),
+        (result.by_scores.to(scores.dtype), result.by_quality.to(quality.dtype)),
+    )
 
 
 class _Functions(Protocol):
@@ -185,7 +218,7 @@ class _Square(_Sigmoid):
         return x.square(), x * (d < 1)
 
 
-_PARTS: dict[str, type] = {"sigmoid": _Sigmoid, "square": _Square}
+_FUNCTIONS_OF_FORMS: dict[str, type] = {"sigmoid": _Sigmoid, "square": _Square}
 
 
 class _Result(NamedTuple):
@@ -202,7 +235,7 @@ def _value_and_gradients(
     functions: _Functions,
     num_ranked: int,
 ) -> _Result:
-    ranked = (labels >= 0).nonzero().squeeze(1)
+    ranked = (labels != IGNORED).nonzero().squeeze(1)
     if len(ranked) > num_ranked:
         ranked = ranked[scores[ranked].topk(num_ranked).indices]
     u = quality.detach().double().requires_grad_()
@@ -210,20 +243,20 @@ def _value_and_gradients(
         i1, i2, i3 = (functions.of_quality(u, which) for which in (1, 2, 3))
     num_positives = len(positives)
     # 1 - I2 of all, that of negatives being of quality 0, and of those that are ranked.
-    loose = 1 - functions.of_quality(u.new_zeros(1), 2).expand(len(scores)).clone()
-    loose[positives] = 1 - i2.detach()
+    localization_error = 1 - functions.of_quality(u.new_zeros(1), 2).expand(len(scores)).clone()
+    localization_error[positives] = 1 - i2.detach()
     h1, h2 = functions.pairs(scores[positives], scores[ranked])
-    rank, _ = h1.over_items(torch.ones_like(loose[ranked]))
-    errors, slopes = h2.over_items(loose[ranked])
+    rank, _ = h1.over_items(torch.ones_like(localization_error[ranked]))
+    errors, slopes = h2.over_items(localization_error[ranked])
     # H1 may be 0 at 1/2: then a positive above all others has rank 0, and no errors to share.
     inverse = torch.where(rank > 0, 1 / rank, 0.0)
     each = i3.detach() * inverse / num_positives
     value = (1 - i1.detach()).mean() + (each * errors).sum()
     counts, changes = h2.over_queries(each)
     by_scores = scores.new_zeros(len(scores), dtype=torch.float64)
-    by_scores[ranked] = changes * loose[ranked]
+    by_scores[ranked] = changes * localization_error[ranked]
     by_scores[positives] -= each * slopes
-    # How often each positive's looseness is counted.
+    # How often each positive's localization error is counted.
     weight = scores.new_zeros(len(scores), dtype=torch.float64)
     weight[ranked] = counts
     weights = (

@@ -8,8 +8,9 @@ Shape letters: D scores, all windows x classes of the minibatch, P of them posit
 
 import torch
 
-from ..checks import check_positive, check_ranking
+from ..checks import check_positive
 from ..surrogate_gradient import attach_gradient
+from .labels import check_ranking, positives_and_negatives
 from .pair_sums import BlockedPairs
 
 
@@ -17,16 +18,17 @@ def smooth_ap_loss(
     scores: torch.Tensor, labels: torch.Tensor, *, temperature: float = 1.0
 ) -> torch.Tensor:
     """
-    1 - AP with sigmoids for the steps, and its true gradient.
+    1 - AP with sigmoids for the steps, and its true gradient (section 4 of the paper).
 
     With G(d) = sigmoid(d / temperature), T_i = 1 + sum of G(s_k - s_i) over other positives k and
     F_i the sum of G(s_j - s_i) over negatives j: L = 1/P sum_i F_i / (T_i + F_i).
 
-    All pairs are made, in blocks.
+    All P D pairs are made, in blocks.
 
     Args:
-        scores: (D,) logits, float32 or float64. labels: (D,) int64, 1 positive, 0 negative, -1
-            ignored. temperature: in units of score, above 0; .01 in the paper, for cosines.
+        scores: (D,) logits, float32 or float64.
+        labels: (D,) int64, 1 positive, 0 negative, -1 ignored.
+        temperature: in units of score, above 0; .01 in the paper, for cosines.
 
     Returns:
         0-d of the scores' dtype, 0 without positives.
@@ -34,10 +36,17 @@ def smooth_ap_loss(
     Raises:
         ValueError, TypeError: a wrong shape, dtype, label or temperature.
         FloatingPointError: a score that is not finite.
+
+    Example:
+        >>> scores = torch.tensor([2.0, 2.0], requires_grad=True)
+        >>> loss = smooth_ap_loss(scores, torch.tensor([1, 0]))
+        >>> loss.backward()
+        >>> loss.detach(), scores.grad
+        (tensor(0.3333), tensor([-0.1111,  0.1111]))
     """
     check_ranking(scores, labels)
     check_positive("temperature", temperature)
-    positive, negative = ((labels == x).nonzero().squeeze(1) for x in (1, 0))
+    positive, negative = positives_and_negatives(labels)
     if len(positive) == 0:
         return (scores * 0.0).sum()
 
@@ -46,12 +55,13 @@ def smooth_ap_loss(
         return g, g * (1 - g) / temperature
 
     with torch.no_grad():
-        own, others = scores[positive], scores[negative]
-        among_negatives, among_positives = (BlockedPairs(own, x, step) for x in (others, own))
-        false, false_slopes = among_negatives.over_items(torch.ones_like(others))
-        true, true_slopes = among_positives.over_items(torch.ones_like(own))
+        positives, negatives = scores[positive], scores[negative]
+        among_negatives = BlockedPairs(positives, negatives, step)
+        among_positives = BlockedPairs(positives, positives, step)
+        false, false_slopes = among_negatives.over_items(torch.ones_like(negatives))
+        true, true_slopes = among_positives.over_items(torch.ones_like(positives))
         true += 0.5
-        total = (true + false).square() * len(own)
+        total = (true + false).square() * len(positives)
         # The derivatives of the loss by F_i and by T_i.
         by_false, by_true = true / total, -false / total
         gradient = scores.new_zeros(len(scores), dtype=torch.float64)
