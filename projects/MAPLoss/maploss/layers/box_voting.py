@@ -2,9 +2,9 @@
 """Boxes as means of those around them. Shape letters: D boxes, V voters."""
 
 import torch
-from torchvision.ops import box_iou
 
-from .checks import check_shape
+from .box_iou import paired_iou
+from .checks import check_fraction, check_shape
 
 
 @torch.no_grad()
@@ -20,24 +20,32 @@ def box_voting(
     differences mean something, as a softmax over the voters makes of them.
 
     Args:
-        boxes: (D, 4) XYXY. voters: (V, 4), of the same image and class; a box that is to vote for
-            itself is among them. log_weights: (V,), -inf for none. iou_thresh: in [0, 1].
+        boxes: (D, 4) XYXY in pixels.
+        voters: (V, 4) XYXY, of the same image and class; a box that is to vote for itself is among
+            them.
+        log_weights: (V,), -inf for none.
+        iou_thresh: in [0, 1]; a voter's IoU is to be above it.
 
     Returns:
         (D, 4); a box for which none votes is left as it is.
 
     Raises:
-        ValueError: a wrong shape or threshold.
+        ValueError, TypeError: a wrong shape or threshold.
+
+    Example:
+        >>> voters = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 12], [50, 50, 60, 60]])
+        >>> box_voting(voters[:1], voters, torch.tensor([0.75, 0.25, 0.9]).log())
+        tensor([[ 0.0000,  0.0000, 10.0000, 10.5000]])
     """
     check_shape("boxes", boxes, ("D", 4))
     check_shape("voters", voters, ("V", 4))
     check_shape("log_weights", log_weights, (len(voters),))
-    if not 0 <= iou_thresh <= 1:
-        raise ValueError(f"iou_thresh: expected a number in [0, 1], got {iou_thresh}")
+    check_fraction("iou_thresh", iou_thresh)
     if not len(boxes) or not len(voters):
         return boxes.clone()
     votes = log_weights.to(boxes).expand(len(boxes), -1)
-    votes = votes.masked_fill(~(box_iou(boxes, voters) > iou_thresh), float("-inf"))
+    is_near = paired_iou(boxes[:, None], voters.to(boxes)) > iou_thresh
+    votes = votes.masked_fill(~is_near, float("-inf"))
     has_votes = votes.amax(dim=1, keepdim=True) > float("-inf")
     means = votes.masked_fill(~has_votes, 0.0).softmax(dim=1) @ voters.to(boxes)
     return torch.where(has_votes, means, boxes)

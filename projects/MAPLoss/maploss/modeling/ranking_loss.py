@@ -18,7 +18,9 @@ from ..layers import (
     rank_sort_loss,
     smooth_ap_loss,
 )
+from ..layers.box_iou import paired_iou
 from ..layers.checks import check_choice, check_positive
+from ..layers.ranking_losses.labels import IGNORED, NEGATIVE, POSITIVE
 from ..layers.surrogate_gradient import scale_gradient
 from .output_layers import single
 
@@ -58,11 +60,14 @@ class RankingLoss(nn.Module):
     ):
         """
         Args:
-            name: one of RANKING_LOSSES. delta: half the width of the step in units of score, of ap,
-                alrp and rank_sort; None for that of the paper. temperature: of smooth_ap.
-                epsilon: of direct_ap.
-            parameterized_ap: with its settings; None for identity functions. box_weight: of the
-                boxes' part or, where there is none, of the gradient by the boxes, above 0.
+            name: one of RANKING_LOSSES.
+            delta: half the width of the step in units of score, of ap, alrp and rank_sort; None for
+                that of the paper.
+            temperature: of smooth_ap, in units of score.
+            epsilon: of direct_ap, in units of score.
+            parameterized_ap: with its settings; None for identity functions.
+            box_weight: of the boxes' part or, where there is none, of the gradient by the boxes,
+                above 0.
 
         Raises:
             ValueError: an unknown name, a number not above 0.
@@ -92,9 +97,11 @@ class RankingLoss(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """
         Args:
-            scores: (R, K) logits. classes: (R,) int64, K for background, -1 for what is ignored.
-            boxes, gt_boxes: (P, 4) XYXY of the windows over objects, in their order: what box
-                regression makes of them, and their objects.
+            scores: (R, K) logits.
+            classes: (R,) int64, K for background, -1 for what is ignored.
+            boxes: (P, 4) XYXY of the windows over objects, in their order, as box regression makes
+                them.
+            gt_boxes: (P, 4) XYXY of their objects.
 
         Returns:
             {"loss_<name>"} and, for those that do not train boxes, "loss_box_giou": 0-d.
@@ -109,28 +116,28 @@ class RankingLoss(nn.Module):
             )
         scores = single(scores)
         is_positive = (classes >= 0) & (classes < scores.shape[1])
-        labels = torch.zeros_like(scores, dtype=torch.int64)
-        labels[is_positive, classes[is_positive]] = 1
-        labels[classes < 0] = -1
-        loose = giou_loss(boxes.to(scores.dtype), gt_boxes.to(scores.dtype))  # 1 - GIoU, (P,)
+        labels = torch.full_like(scores, NEGATIVE, dtype=torch.int64)
+        labels[is_positive, classes[is_positive]] = POSITIVE
+        labels[classes < 0] = IGNORED
+        boxes, gt_boxes = boxes.to(scores.dtype), gt_boxes.to(scores.dtype)
+        localization_error = giou_loss(boxes, gt_boxes)  # 1 - GIoU, (P,)
         if self.name in ("parameterized_ap", "alrp"):
-            return {f"loss_{self.name}": self._joint_loss(scores, labels, loose)}
+            return {f"loss_{self.name}": self._joint_loss(scores, labels, localization_error)}
         if self.name in ("rank_sort", "bucketed_rank_sort"):
-            quality = paired_iou(boxes.detach(), gt_boxes).to(scores.dtype)
-            loss = self._sorting_loss(scores, labels, quality)
-            weights = scores.detach()[labels == 1].sigmoid()
-            box_loss = (weights * loose).sum() / weights.sum().clamp(min=1e-12)
+            loss = self._sorting_loss(scores, labels, paired_iou(boxes.detach(), gt_boxes))
+            weights = scores.detach()[labels == POSITIVE].sigmoid()
+            box_loss = (weights * localization_error).sum() / weights.sum().clamp(min=1e-12)
             value = box_loss.detach()
             box_loss = box_loss * torch.where(value > 0, loss.detach() / value, 0.0)
         else:
             loss = self._score_loss(scores, labels)
-            box_loss = loose.sum() / max(len(loose), 1)
+            box_loss = localization_error.sum() / max(len(boxes), 1)
         return {f"loss_{self.name}": loss, "loss_box_giou": self.box_weight * box_loss}
 
     def _joint_loss(
-        self, scores: torch.Tensor, labels: torch.Tensor, loose: torch.Tensor
+        self, scores: torch.Tensor, labels: torch.Tensor, localization_error: torch.Tensor
     ) -> torch.Tensor:
-        quality = scale_gradient((1 - loose / 2).clamp(0, 1), self.box_weight)
+        quality = scale_gradient((1 - localization_error / 2).clamp(0, 1), self.box_weight)
         if self.name == "alrp":
             return alrp_loss(scores.flatten(), labels.flatten(), quality, delta=self.delta)
         return self.parameterized_ap(scores.flatten(), labels.flatten(), quality)
@@ -152,7 +159,7 @@ class RankingLoss(nn.Module):
         if self.name == "smooth_ap":
             return smooth_ap_loss(scores.flatten(), labels.flatten(), temperature=self.temperature)
         # One class at a time, as direct loss minimisation is defined.
-        present = (labels == 1).any(dim=0).nonzero().squeeze(1).tolist()
+        present = (labels == POSITIVE).any(dim=0).nonzero().squeeze(1).tolist()
         if not present:
             return (scores * 0.0).sum()
         return sum(
@@ -165,18 +172,22 @@ def ranking_loss_from_config(cfg: CfgNode, part: str, box_weight: float = 1.0) -
     MODEL.RANKING_LOSS and MODEL.PARAMETERIZED_AP as a loss.
 
     Args:
+        cfg: with both.
         part: of the detector, "RPN", "BOX_HEAD" or "RETINANET", each with its own functions.
+        box_weight: see :class:`RankingLoss`.
 
     Raises:
         ValueError: an unknown name, a number out of range, control points that are none.
     """
     settings = cfg.MODEL.RANKING_LOSS
-    own = cfg.MODEL.PARAMETERIZED_AP[part]
+    functions = cfg.MODEL.PARAMETERIZED_AP[part]
     try:
-        points = torch.tensor(own.POINTS, dtype=torch.float64) if len(own.POINTS) else None
+        points = (
+            torch.tensor(functions.POINTS, dtype=torch.float64) if len(functions.POINTS) else None
+        )
         parameterized_ap = ParameterizedAPLoss(
             points=points,
-            gradient_scale=own.GRADIENT_SCALE,
+            gradient_scale=functions.GRADIENT_SCALE,
             form=cfg.MODEL.PARAMETERIZED_AP.FORM,
             num_ranked=cfg.MODEL.PARAMETERIZED_AP.NUM_RANKED,
         )
@@ -194,12 +205,3 @@ def ranking_loss_from_config(cfg: CfgNode, part: str, box_weight: float = 1.0) -
         parameterized_ap=parameterized_ap,
         box_weight=box_weight,
     )
-
-
-def paired_iou(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """(P,) IoU of each box (P, 4) XYXY with its other one; 0 for two of no area."""
-    sizes = (torch.minimum(boxes, others)[:, 2:] - torch.maximum(boxes, others)[:, :2]).clamp(min=0)
-    overlap = sizes.prod(dim=1)
-    areas = [(x[:, 2:] - x[:, :2]).prod(dim=1) for x in (boxes, others)]
-    union = areas[0] + areas[1] - overlap
-    return torch.where(union > 0, overlap / union, 0.0).clamp(0, 1)
