@@ -9,29 +9,12 @@ from typing import NamedTuple
 
 import torch
 
+from .box_iou import paired_iou
 from .checks import check_int64, check_shape
 from .ragged import RaggedIndex
 
 # What stands in place of an object's index: the window is matched to none, or to a difficult one.
 UNMATCHED, DIFFICULT = -1, -2
-
-
-def paired_iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
-    """
-    IoU of continuous boxes (no +1) one by one, 0 where the union is empty.
-
-    Args:
-        boxes1, boxes2: (B, 4) XYXY in pixels.
-
-    Returns:
-        (B,) of the boxes' dtype.
-    """
-    size = torch.minimum(boxes1[:, 2:], boxes2[:, 2:]) - torch.maximum(boxes1[:, :2], boxes2[:, :2])
-    inter = size.clamp_(min=0).prod(1)
-    union = (
-        (boxes1[:, 2:] - boxes1[:, :2]).prod(1) + (boxes2[:, 2:] - boxes2[:, :2]).prod(1) - inter
-    )
-    return torch.where(union > 0, inter / union, 0.0)
 
 
 class Matches(NamedTuple):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from detectron2.layers import batched_nms
 
+from .box_iou import paired_iou
 from .checks import check_int64, check_scores, check_shape
 
 # Pairs of boxes whose IoU is computed at once: a few matrices that a processor's cache holds.
@@ -37,7 +38,7 @@ class Overlaps(NamedTuple):
 
     def contains(self, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
         """(B,) bool, whether windows i and j (B,) of one image overlap."""
-        return _iou(self.boxes[i], self.boxes[j]) > self.limit
+        return paired_iou(self.boxes[i], self.boxes[j]) > self.limit
 
 
 class NMSRecord(NamedTuple):
@@ -103,7 +104,7 @@ def overlaps_of_groups(
     while start < largest:
         stop = start + max(1, _BLOCK // (num_groups * (largest - start)))
         # The upper triangle: later windows of the same group.
-        is_pair = _iou(rows[:, start:stop, None], rows[:, None, start:]) > limit
+        is_pair = paired_iou(rows[:, start:stop, None], rows[:, None, start:]) > limit
         group, first, second = is_pair.triu_(diagonal=1).nonzero().unbind(1)
         group = group * largest + start
         pairs.append(torch.stack([group + first, group + second]))
@@ -253,16 +254,6 @@ def best_suppressors(
     best = torch.full_like(is_kept, len(is_kept), dtype=torch.int64)
     best.scatter_reduce_(0, lower, torch.where(is_kept[higher], higher, len(is_kept)), "amin")
     return torch.where(is_kept, -1, best)
-
-
-def _iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
-    """IoU of broadcast boxes (..., 4), operation for operation as torchvision's NMS; may be nan."""
-    x1, y1, x2, y2 = boxes1.unbind(-1)
-    u1, v1, u2, v2 = boxes2.unbind(-1)
-    inter = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp_(min=0)
-    inter = inter.mul_((torch.minimum(y2, v2) - torch.maximum(y1, v1)).clamp_(min=0))
-    union = ((x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1)).sub_(inter)
-    return inter.div_(union)
 
 
 def float32_limit(thresh: float, device: torch.device) -> float:

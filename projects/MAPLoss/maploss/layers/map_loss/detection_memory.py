@@ -28,7 +28,7 @@ class DetectionMemory:
     """
     The detections of the last `size` minibatches, with their numbers of objects.
 
-    What it holds is bounded by `size` x windows x classes detections of 29 bytes. Scores are those
+    What it holds is bounded by `size` x windows x classes detections of 17 bytes. Scores are those
     of the parameters at their time.
 
     Args:
@@ -53,7 +53,9 @@ class DetectionMemory:
 
     def remember(self, minibatch: RememberedMinibatch) -> None:
         """Takes in a minibatch; the oldest one goes if there is no more room."""
-        self._minibatches.append(minibatch)
+        detections = minibatch.detections
+        small = {name: getattr(detections, name).int() for name in ("classes", "objects", "levels")}
+        self._minibatches.append(minibatch._replace(detections=detections._replace(**small)))
 
     def recall(self, scores: torch.Tensor) -> RememberedMinibatch | None:
         """All of them as one, on the device and with the dtype of `scores`; None if empty."""
@@ -62,19 +64,21 @@ class DetectionMemory:
         parts, first = [], 0
         for detections, _, num_objects in self._minibatches:
             # Each by itself: those of a checkpoint are on the CPU.
-            moved = Detections(*(x.to(scores.device) for x in detections))
-            parts.append(moved._replace(scores=moved.scores.to(scores)).shift_objects(first))
+            found, *inds, is_kept = (x.to(scores.device) for x in detections)
+            moved = Detections(found.to(scores), *(x.long() for x in inds), is_kept)
+            parts.append(moved.shift_objects(first))
             first += num_objects
         num_gt = sum(x.num_gt.to(scores.device) for x in self._minibatches)
         return RememberedMinibatch(Detections.cat(parts), num_gt, first)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict:
         """Tensors, numbers and lists only."""
-        return {"minibatches": [(tuple(d), n, num) for d, n, num in self._minibatches]}
+        return {"minibatches": [(*d, num_gt, num) for d, num_gt, num in self._minibatches]}
 
     def load_state_dict(self, state: dict) -> None:
         """Takes the last `size` of the minibatches of a state of any size."""
         self._minibatches.clear()
         self._minibatches.extend(
-            RememberedMinibatch(Detections(*d), n, num) for d, n, num in state["minibatches"]
+            RememberedMinibatch(Detections(*d), num_gt, num)
+            for *d, num_gt, num in state["minibatches"]
         )

@@ -15,8 +15,9 @@ from ..match_detections import UNMATCHED
 from ..surrogate_gradient import attach_gradient
 from .detection_memory import DetectionMemory
 from .distributed import Group
-from .rank_minibatch import Objects, RankedMinibatch, Windows, rank_minibatch
+from .rank_minibatch import RankedMinibatch, rank_minibatch
 from .settings import MAPLossSettings
+from .windows import Objects, Windows
 
 _LARGEST_SCORE = 1e8
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from ..match_detections import DIFFICULT, match_windows
-from ..nms import Overlaps, keep_by_batched_nms, keep_by_rounds, overlaps_of_groups
+from ..nms import Overlaps, keep_by_batched_nms, keep_by_rounds
 from .detection_memory import DetectionMemory
 from .detection_pool import DetectionPool
 from .detections import Detections
@@ -27,38 +27,7 @@ from .rankings import (
 )
 from .settings import MAPLossSettings
 from .step_gradient import step_gradient
-
-
-class Windows(NamedTuple):
-    """
-    What may be detected.
-
-    Args:
-        scores: (R, K), without a graph.
-        boxes: (R, 4) or (R, K, 4) XYXY in pixels.
-        image_ids: (R,) int64.
-    """
-
-    scores: torch.Tensor
-    boxes: torch.Tensor
-    image_ids: torch.Tensor
-
-
-class Objects(NamedTuple):
-    """
-    What is to be detected.
-
-    Args:
-        boxes: (G, 4) XYXY in pixels.
-        classes: (G,) int64 in [0, K).
-        image_ids: (G,) int64.
-        is_difficult: (G,) bool.
-    """
-
-    boxes: torch.Tensor
-    classes: torch.Tensor
-    image_ids: torch.Tensor
-    is_difficult: torch.Tensor
+from .windows import Cells, Objects, Windows
 
 
 class RankedMinibatch(NamedTuple):
@@ -78,46 +47,6 @@ class RankedMinibatch(NamedTuple):
     ranking: Ranking
     ranked: torch.Tensor
     timer: PartTimer
-
-
-class Cells(NamedTuple):
-    """
-    Each window as each class that is ranked, window by window.
-
-    Args:
-        scores: (R, P).
-        boxes: (R, 4) or (R P, 4).
-        groups: (R,) or (R P,) int64, windows that may suppress each other.
-        num_groups: groups are counted up to it.
-    """
-
-    scores: torch.Tensor
-    boxes: torch.Tensor
-    groups: torch.Tensor
-    num_groups: int
-
-    @classmethod
-    def of(
-        cls, windows: Windows, images: torch.Tensor, num_images: int, ranked: torch.Tensor
-    ) -> "Cells":
-        """Of the classes `ranked` (P,); images: (R,) int64, from 0."""
-        scores = windows.scores[:, ranked]
-        if windows.boxes.dim() == 2:
-            return cls(scores, windows.boxes, images, num_images)
-        num_ranked = len(ranked)
-        classes = torch.arange(num_ranked, device=images.device)
-        groups = images[:, None] * num_ranked + classes
-        boxes = windows.boxes[:, ranked].flatten(0, 1)
-        return cls(scores, boxes, groups.flatten(), num_images * num_ranked)
-
-    def find_overlaps(self, nms_thresh: float) -> Overlaps:
-        """Of the boxes: windows, or windows and classes."""
-        return overlaps_of_groups(self.boxes, self.groups, self.num_groups, nms_thresh)
-
-    @property
-    def scores_of_boxes(self) -> torch.Tensor:
-        """(R, P), or (R P, 1) where each class has boxes of its own."""
-        return self.scores if len(self.boxes) == len(self.scores) else self.scores.view(-1, 1)
 
 
 def rank_minibatch(
@@ -208,14 +137,10 @@ def _candidates(
 def _suppress(cells: Cells, settings: MAPLossSettings) -> tuple[torch.Tensor, Overlaps | None]:
     """(R, P) bool, which windows NMS keeps in each class; the overlaps, where they were needed."""
     if settings.is_error_driven and _prefers_batched_nms(cells.scores.device):
-        num_ranked = cells.scores.shape[1]
-        boxes, groups = cells.boxes, cells.groups
-        if len(boxes) == len(cells.scores):
-            classes = torch.arange(num_ranked, device=groups.device)
-            groups = (groups[:, None] * num_ranked + classes).flatten()
-            boxes = boxes.repeat_interleave(num_ranked, 0, output_size=len(groups))
         scores = cells.scores.flatten()
-        is_kept = keep_by_batched_nms(boxes, scores, groups, settings.nms_thresh)
+        is_kept = keep_by_batched_nms(
+            cells.boxes_of_cells, scores, cells.groups, settings.nms_thresh
+        )
         return is_kept.view(cells.scores.shape), None
     overlaps = cells.find_overlaps(settings.nms_thresh)
     return keep_by_rounds(overlaps, cells.scores_of_boxes).view(cells.scores.shape), overlaps

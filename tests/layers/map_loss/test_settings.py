@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+import dataclasses
+
+import pytest
+from maploss.layers import MAPLossSettings
+
+
+@pytest.mark.parametrize(
+    ("field", "error", "says"),
+    [
+        ({"nms_thresh": -0.1}, ValueError, r"nms_thresh.*\[0, 1\].*-0.1"),
+        ({"ap_type": "ap50"}, ValueError, "ap_type.*'ap50'"),
+        ({"eps": 0.0}, ValueError, "eps.*above 0.*got 0"),
+        ({"gradient": "step"}, ValueError, "gradient.*error_driven, mee, sde.*'step'"),
+        ({"transitivity": "full"}, ValueError, "transitivity.*'full'"),
+        ({"pairing": "yes", "gradient": "mee"}, ValueError, "pairing.*none, paired.*'yes'"),
+        ({"grad_clip": -1.0}, ValueError, "grad_clip.*above 0.*-1"),
+        ({"margin": None}, TypeError, "margin.*a number.*None"),
+        ({"margin": 0.0}, ValueError, "margin.*1e-06 to 1e.06.*0"),
+        ({"eps": None}, TypeError, "eps.*a number.*None"),
+        ({"eps": True}, TypeError, "eps.*a number.*True"),
+        ({"log_space": "no"}, TypeError, "log_space.*'no'"),
+        ({"min_delta": float("nan"), "gradient": "mee"}, ValueError, "min_delta.*above 0.*nan"),
+        ({"iou_threshs": []}, ValueError, "iou_threshs.*at least one overlap.*empty"),
+        ({"iou_threshs": [0.5, 1.0]}, ValueError, r"iou_threshs.*\[0, 1\).*got 1"),
+        ({"iou_threshs": [-0.1]}, ValueError, r"iou_threshs.*\[0, 1\).*got -0.1"),
+        ({"iou_threshs": [float("nan")]}, ValueError, r"iou_threshs.*\[0, 1\).*got nan"),
+        ({"iou_threshs": [0.5, 0.5]}, ValueError, "iou_threshs.*rising.*0.5 before 0.5"),
+        ({"iou_threshs": [0.75, 0.5]}, ValueError, "iou_threshs.*rising.*0.75 before 0.5"),
+        ({"iou_threshs": "voc"}, TypeError, "iou_threshs.*list of numbers or 'coco'.*'voc'"),
+        ({"iou_threshs": 0.5}, TypeError, "iou_threshs.*list of numbers or 'coco'.*0.5"),
+        ({"iou_threshs": ["0.5"]}, TypeError, "iou_threshs.*a number.*'0.5'"),
+        ({"clip": 0.5}, TypeError, "unexpected.*'clip'"),
+    ],
+    ids=str,
+)
+def test_a_field_out_of_its_range_is_named_with_what_it_may_be(field, error, says):
+    with pytest.raises(error, match=says):
+        MAPLossSettings(**field)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"min_delta": 0.1}, "min_delta.*0.5, its default, with gradient 'error_driven', got 0.1"),
+        ({"pairing": "none"}, "pairing.*'paired', its default, with gradient 'error_driven'"),
+        ({"margin": 0.5, "gradient": "sde"}, "margin.*1.0, its default, with gradient 'sde'"),
+        ({"eps": 0.5, "log_space": False}, "eps.*1.0, its default, with log_space False"),
+    ],
+    ids=str,
+)
+def test_a_field_that_would_have_no_effect_is_refused(fields, says):
+    with pytest.raises(ValueError, match=says):
+        MAPLossSettings(**fields)
+
+
+def test_coco_is_ten_overlaps():
+    threshs = MAPLossSettings(iou_threshs="coco").iou_threshs
+    assert threshs == (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+    assert MAPLossSettings(iou_threshs=list(threshs)) == MAPLossSettings(iou_threshs="coco")
+
+
+def test_settings_do_not_change():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        MAPLossSettings().eps = 0.1
