@@ -15,10 +15,11 @@ from .ranking_losses.parameterized_ap_loss import ParameterizedAPLoss, parameter
 from .ranking_losses.piecewise_linear import control_points, piecewise_linear
 from .ranking_losses.rank_sort_loss import rank_sort_loss
 from .ranking_losses.smooth_ap_loss import smooth_ap_loss
-from .steps.ap_steps import Steps, ap_steps
+from .steps.ap_steps import ap_steps
 from .steps.dcg_steps import dcg, dcg_steps
 from .steps.nms_ap_steps import nms_ap_steps
 from .steps.pseudo_gradient import exact_steps, pseudo_gradient
+from .steps.steps import Steps
 from .truncated_svd import LowRankLinear, truncated_svd
 
 __all__ = [

@@ -20,26 +20,49 @@ class RaggedIndex:
     """
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, num_keys: int) -> None:
-        order = torch.argsort(keys, stable=True)
-        self.values = values[order]
-        self.counts = torch.bincount(keys, minlength=num_keys)
+        self.values = values[torch.argsort(keys, stable=True)]
+        self.counts = torch.zeros(num_keys, dtype=torch.int64, device=keys.device)
+        self.counts.index_add_(0, keys, torch.ones_like(keys))
         self.starts = self.counts.cumsum(0) - self.counts
 
-    def expand(self, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def expand(
+        self, keys: torch.Tensor, where: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         All values of some keys.
 
         Args:
             keys: (B,) int64 in [0, num_keys).
+            where: (B,) bool, False for keys whose values are not asked for; None for all.
 
         Returns:
             (C,) position in `keys`, not falling, and (C,) value.
         """
         counts = self.counts[keys]
-        source = torch.repeat_interleave(counts)
-        first = counts.cumsum(0) - counts
-        within = torch.arange(len(source), device=keys.device) - first[source]
-        return source, self.values[self.starts[keys][source] + within]
+        if where is not None:
+            counts = counts * where
+        source, index = expand_ranges(self.starts[keys], counts)
+        return source, self.values[index]
+
+
+def expand_ranges(starts: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The numbers starts[b], starts[b] + 1, .. of each range, counts[b] of them.
+
+    Args:
+        starts: (B,) int64.
+        counts: (B,) int64, 0 or more.
+
+    Returns:
+        (C,) position in `starts`, not falling, and (C,) number.
+
+    Example:
+        >>> expand_ranges(torch.tensor([5, 0, 2]), torch.tensor([2, 0, 1]))
+        (tensor([0, 0, 2]), tensor([5, 6, 2]))
+    """
+    source = torch.repeat_interleave(counts)
+    offset = starts - (counts.cumsum(0) - counts)
+    return source, torch.arange(len(source), device=starts.device) + offset[source]
 
 
 def isin_sorted(queries: torch.Tensor, sorted_keys: torch.Tensor) -> torch.Tensor:

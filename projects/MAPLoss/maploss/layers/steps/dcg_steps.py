@@ -8,7 +8,7 @@ Shape letter: D documents of one query.
 import torch
 
 from ..checks import check_scores, check_shape
-from .ap_steps import Steps
+from .steps import Steps
 
 
 @torch.no_grad()

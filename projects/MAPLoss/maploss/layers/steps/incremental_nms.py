@@ -2,27 +2,62 @@
 """
 How the kept set of NMS changes when one window is raised to the top or taken out.
 
-Windows go by their rank here (0 for the best score), so that sorted numbers are sorted by score.
-Shape letters: R windows, B changes ("rows"), each tried on its own, C entries of all rows together.
+Four windows of one image in a row, each overlapping its neighbours, by falling score: 0 1 2 3. NMS
+keeps 0, drops 1, keeps 2, drops 3. Each window is moved on its own ("row" b moves window b):
+
+- 1 rises past 0: it displaces 0 and 2, which overlap it. 3 was suppressed by 2 alone and does not
+  overlap 1: it comes back. NMS keeps 1 3.
+- 3 rises past 2: it displaces 2. 1 still has its suppressor 0. NMS keeps 0 3.
+- 2 falls below 3, the best window that it alone suppresses: NMS keeps 0 3.
+- 0 may fall below 1, which 2 suppresses as well, without any change.
+
+>>> from maploss.layers.steps.ranked_windows import RankedWindows
+>>> def of(*numbers): return torch.tensor(numbers)
+>>> left = torch.tensor([0.0, 5.0, 10.0, 15.0])
+>>> zero = torch.zeros_like(left)
+>>> windows = RankedWindows(
+...     classes=of(0, 0, 0, 0), image_ids=of(0, 0, 0, 0),
+...     boxes=torch.stack([left, zero, left + 10, zero + 10], 1),
+...     is_kept=of(True, False, True, False), suppressor=of(-1, 0, -1, 2),
+...     higher=of(0, 1, 2), lower=of(1, 2, 3), limit=0.3,
+...     gt=of(-1, -1, -1, -1)[None], num_gt=of(1))
+>>> nms = IncrementalNMS(windows, torch.ones(4, dtype=torch.bool))
+>>> nms.next_best.tolist()  # 4: none
+[4, 4, 3, 4]
+>>> edits = nms.change()
+>>> for row, window, is_added in zip(edits.row, edits.window, edits.is_added):
+...     print(f"row {row}:", "add" if is_added else "remove", int(window))
+row 1: remove 0
+row 1: remove 2
+row 1: add 3
+row 2: remove 2
+row 2: add 3
+row 3: remove 2
+
+Shape letters: n windows of all classes, by position in that order (see RankedWindows), B changes
+("rows"), each tried on its own, C entries of all rows together.
 """
 
 from typing import NamedTuple
 
 import torch
 
-from ..nms import NMSRecord, Overlaps
-from ..ragged import RaggedIndex, isin_sorted
+from ..ragged import RaggedIndex, expand_ranges, isin_sorted
+from .ranked_windows import RankedWindows
 
-# Windows that may come free, of all changes looked at together.
+# Windows that may come free, of all changes looked at together: at first, and as they are followed.
 _CHUNK = 1 << 20
+_PARTS = 8
+# A key that stands for nothing; it is sorted behind all others.
+_NOTHING = torch.iinfo(torch.int64).max
 
 
 class Edits(NamedTuple):
     """
     Windows to take from the kept list (`is_added` False) or to put into it, row by row. All (C,).
 
-    row: int64. window: int64, rank of the window. place: int64, rank at which it stands in the
-    list: its own, or that of the window whose place it takes. is_added: bool.
+    row: int64. window: int64. place: int64, position at which it stands in the list: its own, or
+    that of the window whose place it takes. is_added: bool.
     """
 
     row: torch.Tensor
@@ -34,24 +69,13 @@ class Edits(NamedTuple):
     def of(row: torch.Tensor, window: torch.Tensor, place: torch.Tensor, is_added: bool) -> "Edits":
         return Edits(row, window, place, torch.full_like(row, is_added, dtype=torch.bool))
 
-    def of_rows(self, rows: torch.Tensor, num_rows: int) -> "Edits":
-        """The entries of `rows` (B,), numbered anew, out of `num_rows`."""
-        number = torch.full((num_rows,), -1, device=rows.device)
-        number[rows] = torch.arange(len(rows), device=rows.device)
-        row = number[self.row]
-        mine = row >= 0
-        return Edits(row[mine], self.window[mine], self.place[mine], self.is_added[mine])
-
     @staticmethod
     def join(*edits: "Edits") -> "Edits":
         """The entries of all; rows keep their numbers."""
         return Edits(*(torch.cat(parts) for parts in zip(*edits, strict=True)))
 
-
-def swap(taken: torch.Tensor, put: torch.Tensor, place: torch.Tensor) -> Edits:
-    """Row b takes window taken[b] out of the list and puts put[b] in at place[b]. All (B,)."""
-    rows = torch.arange(len(taken), device=taken.device)
-    return Edits.join(Edits.of(rows, taken, taken, False), Edits.of(rows, put, place, True))
+    def select(self, entries: torch.Tensor) -> "Edits":
+        return Edits(*(column[entries] for column in self))
 
 
 class IncrementalNMS:
@@ -62,128 +86,190 @@ class IncrementalNMS:
     are gone, and that overlap nothing newly kept, come back by score; each displaces the lower
     kept windows that it overlaps, which may set others free. Nothing else can change.
 
+    next_best: (n,) int64, the best window that each kept one alone suppresses, n for none.
+
     Args:
-        record, overlaps: of the present scores. is_followed: (R,) bool by rank; what happens to the
-            other windows changes nothing that is asked for.
+        windows: and what NMS did to them.
+        is_followed: (n,) bool; what happens to the other windows changes nothing that is asked for.
     """
 
-    def __init__(self, record: NMSRecord, overlaps: Overlaps, is_followed: torch.Tensor) -> None:
-        rank = record.rank
-        self.size = len(rank)
-        by_rank = torch.empty_like(rank)
-        by_rank[rank] = torch.arange(self.size, device=rank.device)
-        self._overlaps = overlaps._replace(boxes=overlaps.boxes[by_rank])
-        higher, lower = rank[record.higher], rank[record.lower]
-        is_kept = record.is_kept[by_rank]
-        is_suppression = is_kept[higher]
-        suppressor, suppressed = higher[is_suppression], lower[is_suppression]
-        self._suppressors_of = RaggedIndex(suppressed, suppressor, self.size)
-        is_sole = self._suppressors_of.counts[suppressed] == 1
-        # The best window that each kept one alone suppresses, R for none.
-        self.heir = torch.full_like(rank, self.size)
-        self.heir.scatter_reduce_(0, suppressor[is_sole], suppressed[is_sole], "amin")
-        followed = is_followed[suppressed]
-        self._suppressed_by = RaggedIndex(suppressor[followed], suppressed[followed], self.size)
-        best = record.suppressor[by_rank[suppressed]]
-        followed = followed & (rank[best] == suppressor)
-        self._best_suppressed_by = RaggedIndex(
-            suppressor[followed], suppressed[followed], self.size
-        )
-        kept = torch.cat([suppressor, lower[~is_suppression]])
-        beside = torch.cat([suppressed, higher[~is_suppression]])
-        followed = is_followed[kept]
-        self._kept_beside = RaggedIndex(beside[followed], kept[followed], self.size)
+    def __init__(self, windows: RankedWindows, is_followed: torch.Tensor) -> None:
+        self.size = len(windows.classes)
+        self._is_suppressed = ~windows.is_kept
+        self._is_followed = is_followed
+        self._coordinates, self._limit = windows.boxes.t().contiguous(), windows.limit
+        is_suppression = windows.is_kept[windows.higher]
+        kept = torch.where(is_suppression, windows.higher, windows.lower)
+        beside = torch.where(is_suppression, windows.lower, windows.higher)
+        # By the window beside, then by the kept one.
+        order = torch.argsort(self._keys(beside, kept))
+        kept, beside, is_suppression = kept[order], beside[order], is_suppression[order]
+        self._kept_beside = self._table(beside, kept, is_followed[kept])
+        self._suppressors_of = self._table(beside, kept, is_suppression)
+        is_sole = is_suppression & (self._suppressors_of.counts[beside] == 1)
+        self.next_best = torch.full_like(windows.classes, self.size)
+        self.next_best.scatter_reduce_(0, kept, torch.where(is_sole, beside, self.size), "amin")
+        is_freeable = is_suppression & is_followed[beside]
+        self._suppressed_by = self._table(kept, beside, is_freeable)
+        is_best = is_freeable & (windows.suppressor[beside] == kept)
+        self._best_suppressed_by = self._table(kept, beside, is_best)
 
-    def change(self, risers: torch.Tensor, fallers: torch.Tensor) -> Edits:
-        """
-        What NMS keeps less and more after each change.
+    def _table(
+        self, keys: torch.Tensor, values: torch.Tensor, is_entry: torch.Tensor
+    ) -> RaggedIndex:
+        entries = is_entry.nonzero().squeeze(1)
+        return RaggedIndex(keys[entries], values[entries], self.size)
 
-        Rows 0..A-1: the suppressed window risers[a] gets the best score of its image; its own entry
-        (its place depends on how far it is raised) is left out. Rows A..A+B-1: the kept window
-        fallers[b] is taken out.
+    def change(self) -> Edits:
         """
-        rows, displaced = self._kept_beside.expand(risers)
-        removed = torch.arange(len(risers), len(risers) + len(fallers), device=risers.device)
-        rows, displaced = torch.cat([rows, removed]), torch.cat([displaced, fallers])
-        newcomers = torch.cat([risers, torch.full_like(fallers, -1)])
+        What NMS keeps less and more after each change; row b moves window b. By row, then place.
+
+        A suppressed window gets the best score of its image; its own entry (its place depends on
+        how far it is raised) is left out. A kept one falls below `next_best`, if it has one.
+        """
+        faller = ((self.next_best < self.size) & self._is_followed).nonzero().squeeze(1)
+        beside = self._kept_beside
+        risers = torch.repeat_interleave(beside.counts, output_size=len(beside.values))
+        rows = torch.cat([risers, faller])
+        removed = self._keys(rows, torch.cat([beside.values, faller])).sort().values
+        rows, displaced = self._split(removed)
         # What may come free, row by row, so that dense windows do not take all memory at once.
-        cost = torch.zeros_like(newcomers)
+        cost = torch.zeros_like(self.next_best)
         cost.index_add_(0, rows, self._best_suppressed_by.counts[displaced])
-        chunk = cost.cumsum(0).div(_CHUNK, rounding_mode="floor")[rows]
-        keys = self._keys(rows, displaced)
-        parts = [keys[chunk == c] for c in chunk.unique().tolist()]
-        return Edits.join(*(self._settle(part, newcomers) for part in parts or [keys]))
+        cost = cost.cumsum(0)
+        limits = torch.arange(1, 1 + int(cost[-1]) // _CHUNK, device=cost.device) * _CHUNK
+        bounds = torch.searchsorted(removed, torch.searchsorted(cost, limits) * self.size).tolist()
+        parts = [
+            removed[start:stop]
+            for start, stop in zip([0, *bounds], [*bounds, len(removed)], strict=True)
+        ]
+        done = torch.cat(
+            [
+                keys
+                for first in range(0, len(parts), _PARTS)
+                for keys in self._settle(parts[first : first + _PARTS])
+            ]
+        )
+        done = done[(done != _NOTHING).nonzero().squeeze(1)]
+        row, is_added, window = self._read(done)
+        order = torch.argsort(self._keys(row, window))
+        return Edits(row, window, window, is_added).select(order)
 
-    def _settle(self, removed: torch.Tensor, newcomers: torch.Tensor) -> Edits:
+    def _settle(self, parts: list[torch.Tensor]) -> list[torch.Tensor]:
         """
+        The history of all rows, in pieces: marks of what is removed and what is added.
+
         Args:
-            removed: keys (row and window in one number) of what the changes displace at once.
-            newcomers: (A + B,) window that is kept whatever happens, -1 for none.
+            parts: keys of what the changes displace at once, rising.
         """
-        removed = removed.sort().values
-        added = removed.new_zeros(0)
         # All go at once, so that a window that comes free is found where its best suppressor goes.
-        waiting = self._freed(self._best_suppressed_by, removed, removed, added, newcomers)
+        waiting = torch.cat([self._freed_at_first(part) for part in parts]).sort().values
+        rows, displaced = self._split(torch.cat(parts))
+        history, done = self._marks(rows, displaced, False), []
         while len(waiting):
             # The best free window of each row is kept for certain: all above it is settled.
             rows, windows = self._split(waiting)
-            is_first = torch.ones_like(rows, dtype=torch.bool)
-            is_first[1:] = rows[1:] != rows[:-1]
-            kept = waiting[is_first]
-            added = torch.cat([added, kept])
-            kept_rows, kept_windows = self._split(kept)
-            beside = kept_windows[is_first.long().cumsum(0) - 1]
-            waiting = waiting[~is_first & ~self._overlaps.contains(windows, beside)]
-            source, displaced = self._kept_beside.expand(kept_windows)
-            is_lower = displaced > kept_windows[source]
-            lost = self._keys(kept_rows[source], displaced)[is_lower]
-            lost = lost[~isin_sorted(lost, removed)].unique()
-            if len(lost):
-                removed = torch.cat([removed, lost]).sort().values
-                found = self._freed(self._suppressed_by, lost, removed, added, newcomers)
-                waiting = torch.cat([waiting, found]).unique()
-        edits = []
-        for keys, is_added in ((removed, False), (added, True)):
-            rows, windows = self._split(keys)
-            edits.append(Edits.of(rows, windows, windows, is_added))
-        return Edits.join(*edits)
+            is_first = _differs_from_previous(rows)
+            first = is_first.nonzero().squeeze(1)
+            kept_rows, kept = rows[first], windows[first]
+            rest = ~is_first & ~self._overlap(windows, kept[is_first.cumsum(0) - 1])
+            source, displaced = self._kept_beside.expand(kept)
+            rows = kept_rows[source]
+            marks = self._marks(rows, displaced, False)
+            is_lost = (displaced > kept[source]) & ~isin_sorted(marks, history)
+            lost = torch.where(is_lost, marks, _NOTHING)
+            history = torch.cat([history, self._marks(kept_rows, kept, True), lost]).sort().values
+            found = self._freed(self._suppressed_by, rows, displaced, is_lost, history)
+            waiting = torch.cat([torch.where(rest, waiting, _NOTHING), found]).sort().values
+            is_new = _differs_from_previous(waiting) & (waiting != _NOTHING)
+            waiting = waiting[is_new.nonzero().squeeze(1)]
+            history, finished = self._part(history, waiting)
+            done.append(finished)
+        return [*done, history]
+
+    def _part(
+        self, history: torch.Tensor, waiting: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Marks of the rows that wait for something, and those of the others."""
+        is_open = torch.zeros(self.size + 1, dtype=torch.bool, device=history.device)
+        is_open[self._split(waiting)[0]] = True
+        row = history.div(2 * self.size, rounding_mode="floor").clamp(max=self.size)
+        is_active = is_open[row]
+        finished = torch.where(is_active, _NOTHING, history)
+        return history[is_active.nonzero().squeeze(1)], finished
+
+    def _freed_at_first(self, removed: torch.Tensor) -> torch.Tensor:
+        """Keys of the windows that nothing suppresses any more now that `removed` (keys) is."""
+        rows, displaced = self._split(removed)
+        history = self._marks(rows, displaced, False)
+        found = self._freed(self._best_suppressed_by, rows, displaced, None, history)
+        return found[(found != _NOTHING).nonzero().squeeze(1)]
 
     def _freed(
         self,
         suppressed_by: RaggedIndex,
-        lost: torch.Tensor,
-        removed: torch.Tensor,
-        added: torch.Tensor,
-        newcomers: torch.Tensor,
+        rows: torch.Tensor,
+        displaced: torch.Tensor,
+        is_lost: torch.Tensor | None,
+        history: torch.Tensor,
     ) -> torch.Tensor:
-        """Sorted keys of the windows that nothing suppresses any more now that `lost` is gone."""
-        rows, windows = self._split(lost)
-        source, windows = suppressed_by.expand(windows)
+        """
+        Keys of what comes free, in any order, `_NOTHING` among them.
+
+        Args:
+            suppressed_by: where to look.
+            rows, displaced: (B,) kept windows that rows lose.
+            is_lost: (B,) bool, which of them count. None: all, and nothing has been added yet.
+            history: marks of all that has changed in these rows.
+        """
+        source, windows = suppressed_by.expand(displaced, is_lost)
         rows = rows[source]
-        above = newcomers[rows]
-        is_hidden = (above >= 0) & self._overlaps.contains(windows, above)
-        is_free = (windows != above) & ~is_hidden
-        rows, windows = rows[is_free], windows[is_free]
+        # What the newcomer overlaps is suppressed by it; the window that falls is in nobody's way.
+        is_hidden = self._is_suppressed[rows] & self._overlap(windows, rows)
+        is_free = (windows != rows) & ~is_hidden
         # All kept suppressors must be gone; the one just lost is.
-        asked = (self._suppressors_of.counts[windows] > 1).nonzero().squeeze(1)
-        source, suppressor = self._suppressors_of.expand(windows[asked])
-        remains = ~isin_sorted(self._keys(rows[asked[source]], suppressor), removed)
-        is_free = torch.ones_like(rows, dtype=torch.bool)
-        is_free[asked[source[remains]]] = False
-        keys = self._keys(rows[is_free], windows[is_free]).unique()
-        if not len(added) or not len(keys):
-            return keys
-        rows, windows = self._split(keys)
-        added_rows, added_windows = self._split(added)
-        num_rows = 1 + int(torch.maximum(rows.max(), added_rows.max()))
-        source, above = RaggedIndex(added_rows, added_windows, num_rows).expand(rows)
-        is_free = torch.ones_like(rows, dtype=torch.bool)
-        is_free[source[self._overlaps.contains(windows[source], above)]] = False
-        return keys[is_free]
+        asked = is_free & (self._suppressors_of.counts[windows] > 1)
+        source, suppressor = self._suppressors_of.expand(windows, asked)
+        remains = ~isin_sorted(self._marks(rows[source], suppressor, False), history)
+        obstacles = torch.zeros_like(windows).index_add_(0, source, remains.long())
+        if is_lost is not None:
+            first = self._marks(rows, torch.zeros_like(rows), True)
+            start = torch.searchsorted(history, first)
+            stop = torch.searchsorted(history, first + self.size)
+            source, mark = expand_ranges(start, (stop - start) * is_free)
+            above = history[mark] - first[source]
+            obstacles.index_add_(0, source, self._overlap(windows[source], above).long())
+        return torch.where(is_free & (obstacles == 0), self._keys(rows, windows), _NOTHING)
+
+    def _overlap(self, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+        """(B,) bool, whether windows i and j (B,) of one image overlap, as NMS sees it."""
+        x1, y1, x2, y2 = self._coordinates.index_select(1, i).unbind(0)
+        u1, v1, u2, v2 = self._coordinates.index_select(1, j).unbind(0)
+        inter = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp_(min=0)
+        inter = inter.mul_((torch.minimum(y2, v2) - torch.maximum(y1, v1)).clamp_(min=0))
+        union = ((x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1)).sub_(inter)
+        return inter.div_(union) > self._limit
 
     def _keys(self, rows: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
+        """A row and a window in one number, sorted by row, then window."""
         return rows * self.size + windows
 
     def _split(self, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         rows = keys.div(self.size, rounding_mode="floor")
         return rows, keys - rows * self.size
+
+    def _marks(self, rows: torch.Tensor, windows: torch.Tensor, is_added: bool) -> torch.Tensor:
+        """A key of the history: of each row, what is removed comes first, then what is added."""
+        return (2 * rows + int(is_added)) * self.size + windows
+
+    def _read(self, marks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Row, whether it is added, and window of each mark."""
+        number, window = self._split(marks)
+        return number.div(2, rounding_mode="floor"), number % 2 == 1, window
+
+
+def _differs_from_previous(x: torch.Tensor) -> torch.Tensor:
+    """(B,) bool, whether an entry of x (B,) is another than the one before; the first is."""
+    differs = torch.ones_like(x, dtype=torch.bool)
+    differs[1:] = x[1:] != x[:-1]
+    return differs

@@ -1,35 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Nearest steps of AP after NMS in the score of each window.
+Nearest steps of AP after NMS in the score of each window, for all classes and overlaps at once.
 
-Shape letters: R windows of one class, all images together; B of them looked at.
-Inside, windows go by their rank (0 for the best score).
+Every window has one crossing at which NMS may change: a suppressed one meets its suppressor on its
+way up, a kept one the best window that it suppresses on its way down. What NMS then does is the
+same at all overlaps; what AP becomes is asked for the crossings that may change it only.
+
+Shape letters: T overlaps, P classes, n windows of all classes by position (see RankedWindows), D of
+them kept, B crossings looked at.
 """
-
-from typing import NamedTuple
 
 import torch
 
 from ..average_precision import AP_TYPES, check_detections
 from ..checks import check_choice
 from ..nms import NMSRecord, Overlaps, find_overlaps, nms_record
-from .ap_steps import VALUE_TOLERANCE, Steps
-from .counterfactual_ap import DetectionList
-from .incremental_nms import Edits, IncrementalNMS, swap
+from .counterfactual_ap import CounterfactualAP
+from .crossings import exact_crossings, label_aware_crossings, paper_crossings
+from .detection_lists import DetectionLists
+from .first_steps import ListSteps, first_steps
+from .ranked_windows import RankedSteps, RankedWindows
+from .steps import Steps
 
 TRANSITIVITIES = ("exact", "label_aware", "paper", "none")
-
-
-class _Ranked(NamedTuple):
-    """The windows by rank: suppressor (R,) is a rank, -1 for kept windows."""
-
-    kept: DetectionList
-    suppressor: torch.Tensor
-    by_rank: torch.Tensor
-
-    @property
-    def suppressed(self) -> torch.Tensor:
-        return (self.suppressor >= 0).nonzero().squeeze(1)
+_CROSSINGS = {
+    "exact": exact_crossings,
+    "label_aware": label_aware_crossings,
+    "paper": paper_crossings,
+}
 
 
 @torch.no_grad()
@@ -62,12 +60,17 @@ def nms_ap_steps(
     - "none": suppressed windows have no step.
 
     Args:
-        scores: (R,) of one class. boxes: (R, 4) XYXY in pixels. image_ids: (R,) int64. matched_gt:
-            (R,) int64, see :func:`match_detections`; the windows matched to an object are of one
-            image. num_gt: objects without the difficult ones.
-        nms_thresh: IoU over which windows suppress each other. ap_type: "area", "voc07" or
-            "coco101". overlaps: of these boxes, where several classes share them. record: of these
-            windows, where it is known.
+        scores: (R,) of one class.
+        boxes: (R, 4) XYXY in pixels.
+        image_ids: (R,) int64.
+        matched_gt: (R,) int64, see :func:`match_detections`; the windows matched to an object are
+            of one image.
+        num_gt: objects without the difficult ones.
+        nms_thresh: IoU over which windows suppress each other.
+        ap_type: "area", "voc07" or "coco101".
+        transitivity: see above.
+        overlaps: of these boxes, where several classes share them.
+        record: of these windows, where it is known.
 
     Returns:
         Steps in the order of the input; all nan for num_gt = 0. Tied scores keep their input order.
@@ -75,6 +78,17 @@ def nms_ap_steps(
     Raises:
         ValueError, TypeError: an unknown name, a wrong shape, dtype or threshold.
         FloatingPointError: a score that is not finite.
+
+    A window over nothing suppresses the only match of the only object. AP is 0. It becomes 1 where
+    the match rises past it, or where it falls below the match:
+
+    >>> boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 8.0]])
+    >>> steps = nms_ap_steps(
+    ...     torch.tensor([2.0, 1.0]), boxes, torch.tensor([0, 0]), torch.tensor([-1, 0]), 1)
+    >>> steps.up_at.tolist(), steps.up_value.tolist(), steps.up_partner.tolist()
+    ([nan, 2.0], [nan, 1.0], [-1, 0])
+    >>> steps.down_at.tolist(), steps.down_value.tolist(), steps.down_partner.tolist()
+    ([1.0, nan], [1.0, nan], [1, -1])
     """
     check_choice("ap_type", ap_type, AP_TYPES)
     check_choice("transitivity", transitivity, TRANSITIVITIES)
@@ -85,152 +99,94 @@ def nms_ap_steps(
         return Steps.none(scores.new_tensor(float("nan") if num_gt == 0 else 0.0), scores)
     if record is None:
         record = nms_record(boxes, scores, image_ids, nms_thresh, overlaps)
-    by_rank = torch.empty_like(record.rank)
-    by_rank[record.rank] = torch.arange(len(scores), device=scores.device)
-    suppressor = record.suppressor[by_rank]
-    suppressor = torch.where(suppressor >= 0, record.rank[suppressor.clamp(min=0)], -1)
-    kept = DetectionList(suppressor < 0, matched_gt[by_rank], num_gt, ap_type)
-    windows = _Ranked(kept, suppressor, by_rank)
-    if transitivity == "exact":
-        up, down = _exact(windows, record, overlaps, image_ids[by_rank])
-    elif transitivity == "label_aware":
-        up, down = _label_aware(windows)
-    elif transitivity == "paper":
-        up, down = _paper(windows)
+    order = torch.empty_like(record.rank)
+    order[record.rank] = torch.arange(len(scores), device=scores.device)
+    suppressor = record.suppressor[order]
+    windows = RankedWindows(
+        classes=torch.zeros_like(order),
+        image_ids=image_ids[order],
+        boxes=overlaps.boxes[order],
+        is_kept=record.is_kept[order],
+        suppressor=torch.where(suppressor >= 0, record.rank[suppressor.clamp(min=0)], -1),
+        higher=record.rank[record.higher],
+        lower=record.rank[record.lower],
+        limit=overlaps.limit,
+        gt=matched_gt[order][None],
+        num_gt=torch.tensor([num_gt], device=scores.device),
+    )
+    ranked = ranked_nms_ap_steps(windows, ap_type, transitivity)
+    return ranked.of_input(order, scores)
+
+
+def ranked_nms_ap_steps(windows: RankedWindows, ap_type: str, transitivity: str) -> RankedSteps:
+    """
+    :func:`nms_ap_steps` of all classes at all overlaps; the input is not checked.
+
+    Args:
+        windows: of all classes, and what NMS did to them.
+        ap_type: "area", "voc07" or "coco101".
+        transitivity: of `TRANSITIVITIES`.
+
+    Returns:
+        Steps by position. A class without objects has none; its value is nan.
+    """
+    if not len(windows.classes):
+        return RankedSteps.none(windows)
+    lists = DetectionLists(windows, ap_type)
+    own = first_steps(lists)
+    value = own.value.view(lists.num_overlaps, -1).masked_fill(windows.num_gt == 0, float("nan"))
+    position = torch.arange(lists.size, device=value.device)
+    # A suppressed window has the step up of its suppressor, unless its crossing has another.
+    source = lists.kept_before[torch.where(windows.is_kept, position, windows.suppressor)]
+    up_value = own.up_value.index_select(1, source)
+    up_partner = own.up_partner.index_select(1, source)
+    steps = RankedSteps(value, up_value, up_partner, *_of_kept(lists, own))
+    if transitivity == "none":
+        up_value.masked_fill_(~windows.is_kept, float("nan"))
+        up_partner.masked_fill_(~windows.is_kept, -1)
     else:
-        up, down = kept.up, kept.down
-    steps = Steps.none(kept.value, scores)
-    for is_up, (value, partner) in ((True, up), (False, down)):
-        who = (partner >= 0).nonzero().squeeze(1)
-        steps.put(is_up, by_rank[who], by_rank[partner[who]], value[who], scores)
+        _put_crossings(lists, own, steps, transitivity)
     return steps
 
 
-_OneSide = tuple[torch.Tensor, torch.Tensor]  # value and partner by rank, (R,) each
-
-
-class _Crossings(NamedTuple):
-    """
-    Windows that meet another one at which NMS changes. All (B,).
-
-    who: the window that moves. passed: the window met. is_alike: AP is known to stay as it is.
-    """
-
-    who: torch.Tensor
-    passed: torch.Tensor
-    is_alike: torch.Tensor
-
-
-def _exact(
-    windows: _Ranked, record: NMSRecord, overlaps: Overlaps, image_ids: torch.Tensor
-) -> tuple[_OneSide, _OneSide]:
-    kept, suppressor = windows.kept, windows.suppressor
-    is_followed = _can_matter(kept, image_ids)
-    rerun = IncrementalNMS(record, overlaps, is_followed)
-    risers = windows.suppressed
-    above = suppressor[risers]
-    fallers = (rerun.heir < kept.size).nonzero().squeeze(1)
-    edits = rerun.change(risers, fallers)
-    # Most newcomers replace a window of the same label and change nothing else.
-    num_entries = torch.bincount(edits.row, minlength=len(risers) + len(fallers))[: len(risers)]
-    is_swap = num_entries == is_followed[above].long()
-    rises = _Crossings(risers, above, is_swap & (kept.gt[risers] == kept.gt[above]))
-    falls = _Crossings(fallers, rerun.heir[fallers], torch.zeros_like(fallers, dtype=torch.bool))
-    rows = torch.arange(len(risers), device=risers.device)
-    edits = Edits.join(edits, Edits.of(rows, risers, above, True))
-    return _join(windows, rises, falls, edits, is_exact=True)
-
-
-def _label_aware(windows: _Ranked) -> tuple[_OneSide, _OneSide]:
-    gt, risers = windows.kept.gt, windows.suppressed
-    above = windows.suppressor[risers]
-    rises = _Crossings(risers, above, gt[risers] == gt[above])
-    fallers, heir = _heirs(windows, risers)
-    falls = _Crossings(fallers, heir, gt[fallers] == gt[heir])
-    return _join(windows, rises, falls, _swaps(rises, falls), is_exact=False)
-
-
-def _paper(windows: _Ranked) -> tuple[_OneSide, _OneSide]:
-    kept, risers = windows.kept, windows.suppressed
-    gt = kept.gt[risers]
-    is_hidden = gt >= 0
-    is_hidden[is_hidden.clone()] = kept.tp_of[gt[is_hidden]] == kept.size
-    rises = _Crossings(risers, windows.suppressor[risers], ~is_hidden)
-    fallers, heir = _heirs(windows, risers[is_hidden])
-    falls = _Crossings(fallers, heir, torch.zeros_like(fallers, dtype=torch.bool))
-    return _join(windows, rises, falls, _swaps(rises, falls), is_exact=False)
-
-
-def _can_matter(kept: DetectionList, image_ids: torch.Tensor) -> torch.Tensor:
-    """
-    (R,) bool by rank: may this window, kept or not, still change AP?
-
-    Not below the last true positive, unless a window of the same image at or below it could be one.
-    """
-    ranks = torch.arange(kept.size, device=image_ids.device)
-    _, image = image_ids.unique(return_inverse=True)
-    last = torch.full((int(image.max()) + 1,), -1, device=image.device)
-    last.scatter_reduce_(0, image, torch.where(kept.gt >= 0, ranks, -1), "amax")
-    last_tp = int(kept.tps[-1]) if kept.num_tp else -1
-    return ranks <= last.clamp(min=last_tp)[image]
-
-
-def _heirs(windows: _Ranked, suppressed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The suppressors (B,) of `suppressed`, and the best of them that each suppresses (B,)."""
-    best = torch.full_like(windows.suppressor, windows.kept.size)
-    best.scatter_reduce_(0, windows.suppressor[suppressed], suppressed, "amin")
-    suppressors = (best < windows.kept.size).nonzero().squeeze(1)
-    return suppressors, best[suppressors]
-
-
-def _swaps(rises: _Crossings, falls: _Crossings) -> Edits:
-    """A riser takes the place of the window it passes; a faller's heir keeps its own."""
-    return swap(
-        torch.cat([rises.passed, falls.who]),
-        torch.cat([rises.who, falls.passed]),
-        torch.cat([rises.passed, falls.passed]),
+def _of_kept(lists: DetectionLists, own: ListSteps) -> tuple[torch.Tensor, torch.Tensor]:
+    """The steps down, (T, n) each: suppressed windows have none."""
+    shape = (lists.num_overlaps, lists.size)
+    value = own.down_value.new_full(shape, float("nan"))
+    partner = own.down_partner.new_full(shape, -1)
+    return (
+        value.index_copy_(1, lists.kept, own.down_value),
+        partner.index_copy_(1, lists.kept, own.down_partner),
     )
 
 
-def _join(
-    windows: _Ranked, rises: _Crossings, falls: _Crossings, edits: Edits, is_exact: bool
-) -> tuple[_OneSide, _OneSide]:
+def _put_crossings(
+    lists: DetectionLists, own: ListSteps, steps: RankedSteps, transitivity: str
+) -> None:
     """
-    The steps of the list, and those that NMS makes.
+    Writes in place the steps that NMS makes.
 
     A riser has its step where it passes its suppressor. Where that leaves AP as it is, it has the
-    next on its way up: if `is_exact` and not alike that of its own in the edited list, else its
-    suppressor's. A faller that meets its heir before its own step is gone from there: a step if
-    that changes AP, else none at all.
-
-    Args:
-        edits: of the list, rows for `rises` first, then for `falls`.
+    next on its way up: that of its own in the edited list if "exact", else its suppressor's. A
+    faller that meets its next best before its own step is gone from there: a step if that changes
+    AP, else none at all.
     """
-    kept = windows.kept
-    (up, up_partner), (down, down_partner) = (
-        [x.clone() for x in side] for side in (kept.up, kept.down)
-    )
-    up[rises.who], up_partner[rises.who] = up[rises.passed], up_partner[rises.passed]
-    own = torch.where(down_partner[falls.who] < 0, kept.size, down_partner[falls.who])
-    gives_way = falls.passed < own
-    down[falls.who[gives_way]] = float("nan")
-    down_partner[falls.who[gives_way]] = -1
-
-    rising = (~rises.is_alike).nonzero().squeeze(1)
-    falling = (gives_way & ~falls.is_alike).nonzero().squeeze(1)
-    rows = torch.cat([rising, falling + len(rises.who)])
-    places = torch.cat([rises.passed[rising], falls.passed[falling]])
-    movers = torch.cat([rises.who[rising], falls.passed[falling]])
-    edits = edits.of_rows(rows, len(rises.who) + len(falls.who))
-    outcome = kept.apply(edits, movers, places)
-    is_step = (outcome.value - kept.value).abs() > VALUE_TOLERANCE
-    count = len(rising)
-    if is_exact:
-        up[movers[:count]] = outcome.up_value[:count]
-        up_partner[movers[:count]] = outcome.up_partner[:count]
-    rise = is_step.nonzero().squeeze(1)
-    rise, fall = rise[rise < count], rise[rise >= count]
-    up[movers[rise]], up_partner[movers[rise]] = outcome.value[rise], places[rise]
-    fallers = falls.who[falling[fall - count]]
-    down[fallers], down_partner[fallers] = outcome.value[fall], places[fall]
-    return (up, up_partner), (down, down_partner)
+    crossings = _CROSSINGS[transitivity](lists, own)
+    is_exact = transitivity == "exact"
+    outcome = CounterfactualAP(lists, own.value).apply(crossings.edits, crossings.moves, is_exact)
+    kept, gives_way, is_rising = lists.kept, crossings.gives_way, crossings.is_rising
+    steps.down_value.index_copy_(1, kept, own.down_value.masked_fill(gives_way, float("nan")))
+    steps.down_partner.index_copy_(1, kept, own.down_partner.masked_fill(gives_way, -1))
+    overlap = lists.overlap_of(crossings.moves.lists)
+    cells = overlap * lists.size + crossings.who
+    places = crossings.moves.places
+    for up, down, value, otherwise in (
+        (steps.up_value, steps.down_value, outcome.value, outcome.up_value),
+        (steps.up_partner, steps.down_partner, places, outcome.up_partner),
+    ):
+        up, down = up.view(-1), down.view(-1)
+        before = up[cells]
+        after = torch.where(outcome.is_step, value, otherwise if is_exact else before)
+        up[cells] = torch.where(is_rising, after, before)
+        before = down[cells]
+        down[cells] = torch.where(~is_rising & outcome.is_step, value, before)

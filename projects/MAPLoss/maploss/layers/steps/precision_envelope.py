@@ -7,12 +7,13 @@ matters for AP. Shape letters: B lists (rows), M true positives (padded). True p
 from 1, as in the formulas; 0 stands for "none".
 """
 
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 
 
-class Move(NamedTuple):
+class FirstChange(NamedTuple):
     """
     First change of AP on a move. All (B,).
 
@@ -33,100 +34,110 @@ class PrecisionEnvelope:
     Precision at each true positive of B lists, and how it reacts to the move of one detection.
 
     With F_m false positives above the m-th true positive: precision_m = m / (m + F_m),
-    phat_m = max_{k >= m} precision_k, AP = sum_m w_m phat_m. "Attained" at k means
-    precision_k = phat_m: lowering AP takes lowering every k where some weighted phat_m is attained.
+    interpolated_m = max_{k >= m} precision_k, AP = sum_m w_m interpolated_m. "Attained" at k means
+    precision_k = interpolated_m: AP falls when every k is lowered at which some weighted
+    interpolated_m is attained.
 
     Args:
-        fps: (B, M) int64, F_m; not falling along a row. num_tp: (B,) int64 or int, true positives
-            of each row, the rest of it is padding. weights: (M,) float64, recall weights.
+        fps: (B, M) int64, F_m; not falling along a row. M is at least 1.
+        num_tp: (B,) int64, true positives of each row; the rest of it is padding.
+        weights: (B, M) float64, recall weights of each row.
     """
 
-    def __init__(
-        self, fps: torch.Tensor, num_tp: torch.Tensor | int, weights: torch.Tensor
-    ) -> None:
+    def __init__(self, fps: torch.Tensor, num_tp: torch.Tensor, weights: torch.Tensor) -> None:
         self.fps, self.weights = fps, weights
-        self.num_tp = torch.as_tensor(num_tp, device=fps.device).reshape(-1, 1)
+        self.num_tp = num_tp[:, None]
         self.index = torch.arange(1, fps.shape[1] + 1, device=fps.device)
         self.is_real = self.index <= self.num_tp
         self.precision = self._precision(fps)
-        self.phat, attained_at = _reverse_cummax(self.precision)
-        self.ap = self.phat @ weights
-        # The nearest weighted index at or before each: phat there is what a gain must exceed.
-        last_weighted = torch.where(weights > 0, self.index, 0).cummax(0).values
-        self._has_weight = last_weighted > 0
-        source = (last_weighted - 1).clamp(min=0)
-        self._source_index = attained_at[:, source] + 1
-        self._source_fps = fps.gather(1, attained_at[:, source])
+        self.interpolated, self._attained_at = _reverse_cummax(self.precision)
+        self.ap = (self.interpolated * weights).sum(1)
 
     def _precision(self, fps: torch.Tensor) -> torch.Tensor:
         precision = self.index / (self.index + fps).double()
         return torch.where(self.is_real, precision, 0.0)
 
+    @cached_property
+    def _source(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Where a gain at m has to exceed `interpolated`: at the nearest weighted index up to m.
+
+        Returns:
+            has_weight (B, M) bool, whether there is one; where its value is attained (B, M), and
+            the false positives above that (B, M).
+        """
+        last_weighted = torch.where(self.weights > 0, self.index, 0).cummax(1).values
+        attained = self._attained_at.gather(1, (last_weighted - 1).clamp(min=0))
+        return last_weighted > 0, attained + 1, self.fps.gather(1, attained)
+
+    @cached_property
     def _attained_range(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """First and last index >= m at which phat_m is attained, (B, M) each."""
-        after = torch.nn.functional.pad(self.phat[:, 1:], (0, 1))
+        """First and last index >= m at which interpolated_m is attained, (B, M) each."""
+        after = torch.nn.functional.pad(self.interpolated[:, 1:], (0, 1))
         beyond = self.fps.shape[1] + 1
-        first = torch.where(self.precision == self.phat, self.index, beyond)
+        first = torch.where(self.precision == self.interpolated, self.index, beyond)
         last = torch.where(self.precision > after, self.index, beyond)
         return _reverse_cummin(first), _reverse_cummin(last)
 
     def _gain(self, upto: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
         """What AP gains if index `upto` (B,) gets this higher precision (B,)."""
-        raised = (precision[:, None] - self.phat).clamp_(min=0) * self.weights
+        raised = (precision[:, None] - self.interpolated).clamp_(min=0) * self.weights
         return raised.masked_fill_(self.index > upto[:, None], 0.0).sum(1)
 
     def _ap_with(self, fps: torch.Tensor) -> torch.Tensor:
-        return _reverse_cummax(self._precision(fps))[0] @ self.weights
+        return (_reverse_cummax(self._precision(fps))[0] * self.weights).sum(1)
 
-    def raise_tp(self, tp: torch.Tensor) -> Move:
+    def raise_tp(self, tp: torch.Tensor) -> FirstChange:
         """
-        True positive `tp` (B,) rises past false positives.
+        True positive `tp` (B,) rises past false positives; no step where it is 0.
 
         With y of them still above, it has the index i with F_{i-1} <= y < F_i, and AP changes at
-        the largest y with i / (i + y) > phat at the last weighted index up to i.
+        the largest y with i / (i + y) > interpolated at the last weighted index up to i.
         """
+        has_weight, source_index, source_fps = self._source
         before = torch.nn.functional.pad(self.fps[:, :-1], (1, 0))
-        # y < i * F_q / q in integers, where q is the index that attains that phat.
-        highest = (self.index * self._source_fps - 1).div(self._source_index, rounding_mode="floor")
+        # y < i * F_q / q in integers, where q is the index at which the interpolated one is attained.
+        highest = (self.index * source_fps - 1).div(source_index, rounding_mode="floor")
         above = torch.minimum(highest, self.fps - 1)
-        is_step = (above >= before) & (self.index <= tp[:, None]) & self._has_weight & self.is_real
+        is_step = (above >= before) & (self.index <= tp[:, None]) & has_weight & self.is_real
         at = _last_true(is_step)
         passed = _pick(above, at)
         precision = at / (at + passed).clamp(min=1).double()
-        return Move(passed, self.ap + self._gain(at, precision), at > 0)
+        return FirstChange(passed, self.ap + self._gain(at, precision), at > 0)
 
-    def lower_fp(self, tps_above: torch.Tensor) -> Move:
+    def lower_fp(self, tps_above: torch.Tensor) -> FirstChange:
         """A false positive with `tps_above` (B,) true positives above it falls past others."""
-        improves = self.index * self._source_fps > self._source_index * (self.fps - 1)
-        is_step = (
-            improves & (self.index > tps_above[:, None]) & self._has_weight & self.is_real
-        ) & (self.fps > 0)
+        has_weight, source_index, source_fps = self._source
+        improves = self.index * source_fps > source_index * (self.fps - 1)
+        is_step = (improves & (self.index > tps_above[:, None]) & has_weight & self.is_real) & (
+            self.fps > 0
+        )
         at = _first_true(is_step)
         precision = at / (at + _pick(self.fps, at) - 1).clamp(min=1).double()
-        return Move(at, self.ap + self._gain(at, precision), at > 0)
+        return FirstChange(at, self.ap + self._gain(at, precision), at > 0)
 
-    def raise_fp(self, tps_above: torch.Tensor) -> Move:
+    def raise_fp(self, tps_above: torch.Tensor) -> FirstChange:
         """
         A false positive with `tps_above` (B,) true positives above it rises past them.
 
-        Passing j..tps_above lowers those precisions; AP changes when a weighted phat_m loses the
-        last place where it is attained.
+        Passing j..tps_above lowers those precisions; AP changes when a weighted interpolated_m
+        loses the last place where it is attained.
         """
-        first, last = self._attained_range()
+        first, last = self._attained_range
         loses = (last <= tps_above[:, None]) & (self.weights > 0)
         at = _pick(first, _last_true(loses))
         is_passed = (self.index >= at[:, None]) & (self.index <= tps_above[:, None])
-        return Move(at, self._ap_with(self.fps + is_passed.long()), at > 0)
+        return FirstChange(at, self._ap_with(self.fps + is_passed.long()), at > 0)
 
-    def lower_tp(self, tp: torch.Tensor, num_fp: int) -> Move:
+    def lower_tp(self, tp: torch.Tensor, num_fp: torch.Tensor) -> FirstChange:
         """
-        True positive `tp` (B,) falls past false positives, `num_fp` in the list.
+        True positive `tp` (B,) falls past false positives, `num_fp` (B,) in the list.
 
         Falling past the first of them below index e leaves F_{m+1} at tp..e-1 and F_e + 1 at e.
         Where the next true positive has no false positive above it either, index m keeps its
         precision of 1 with it.
         """
-        first, last = self._attained_range()
+        first, last = self._attained_range
         next_fps = torch.nn.functional.pad(self.fps[:, 1:], (0, 1))
         keeps = (next_fps == 0) & (self.index < self.num_tp)
         loses = (first >= tp[:, None]) & (self.weights > 0) & self.is_real & ~keeps
@@ -135,7 +146,7 @@ class PrecisionEnvelope:
         is_shifted = (self.index >= tp[:, None]) & (self.index < at[:, None])
         shifted = torch.where(is_shifted, self.fps.roll(-1, dims=1), self.fps)
         value = self._ap_with(shifted + (self.index == at[:, None]).long())
-        return Move(passed, value, (at > 0) & (passed < num_fp))
+        return FirstChange(passed, value, (at > 0) & (passed < num_fp))
 
 
 def _reverse_cummax(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from ..checks import check_choice, check_scores
-from .ap_steps import VALUE_TOLERANCE, Steps
+from .steps import VALUE_TOLERANCE, Steps
 
 ESTIMATORS = ("mee", "sde")
 PAIRINGS = ("none", "paired")
