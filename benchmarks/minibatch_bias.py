@@ -18,8 +18,8 @@ import torch
 from detectron2.utils.events import EventStorage
 from maploss.data.mapper import MAPDatasetMapper
 from maploss.engine import load_trained, prepare_config, training_records
-from maploss.layers import DetectionMemory, MAPLossStats, map_loss
-from maploss.modeling.joint_ranking import LossInputs
+from maploss.layers import DetectionMemory, MAPLossSettings, MAPLossStats, map_loss
+from maploss.modeling.gradient_cache import LossInputs
 from tabulate import tabulate
 
 BATCHES, SIZES = (4, 8, 16, 32), (0, 1, 4, 8)
@@ -50,14 +50,21 @@ def score_images(cfg, model) -> list[LossInputs]:
     return images
 
 
-def rank(images: list[LossInputs], settings: dict, memory: DetectionMemory | None) -> MAPLossStats:
+def rank(
+    images: list[LossInputs], settings: MAPLossSettings, memory: DetectionMemory | None
+) -> MAPLossStats:
     """What the loss says of these images together."""
     joined = LossInputs.join(images, [1] * len(images))
-    return map_loss(*joined, **settings, memory=memory)[1]
+    return map_loss(*joined, settings=settings, memory=memory)[1]
 
 
 def differences(
-    images: list[LossInputs], settings: dict, whole: float, batch: int, size: int, count: int
+    images: list[LossInputs],
+    settings: MAPLossSettings,
+    whole: float,
+    batch: int,
+    size: int,
+    count: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(count,) mAP of a minibatch minus `whole`; (count,) share of the classes with an AP."""
     generator = torch.Generator().manual_seed(0)

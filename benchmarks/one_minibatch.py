@@ -5,12 +5,12 @@ Can the loss lower itself? The mAP of one minibatch over updates on that minibat
     python -m benchmarks.one_minibatch --config-file CONFIG.yaml [--updates 40] [KEY VALUE ...]
 
 Features are pooled once from a backbone that stays as it is; only the head trains, from the same
-start, by the config's optimizer without its schedule: softmax, pairs, and the nearest steps with
-each estimator, pairing and transitivity. SOLVER.IMS_PER_BATCH images. Prints a table in Markdown:
-mAP of the minibatch on itself; what pushes scores up and down at the first update, summed over
-windows and classes, and the percentage of it that falls to the one class with the most; the largest
-score at the end; the cosine between the change of scores that the gradient asked for and the one
-that the shared weights made of it, mean over all updates.
+start, by the config's optimizer without its schedule: softmax, the error-driven gradient, and the
+nearest steps with each pairing and transitivity. SOLVER.IMS_PER_BATCH images. Prints a table in
+Markdown: mAP of the minibatch on itself; what pushes scores up and down at the first update, summed
+over windows and classes, and the percentage of it that falls to the one class with the most; the
+largest score at the end; the cosine between the change of scores that the gradient asked for and
+the one that the shared weights made of it, mean over all updates.
 """
 
 import argparse
@@ -42,15 +42,15 @@ def variants() -> list[tuple[list[str], list]]:
         (["softmax", "", ""], ["MODEL.ROI_HEADS.NAME", "SoftmaxROIHeads"])
     ]
     steps = itertools.product(ESTIMATORS, PAIRINGS[::-1], TRANSITIVITIES)
-    for estimator, pairing, level in [
-        *(("pairs", "", x) for x in ERROR_DRIVEN_TRANSITIVITIES),
+    for gradient, pairing, level in [
+        *(("error_driven", "", x) for x in ERROR_DRIVEN_TRANSITIVITIES),
         *steps,
     ]:
         overrides = ["MODEL.ROI_HEADS.NAME", "MAPROIHeads"]
-        overrides += ["MODEL.MAP_LOSS.ESTIMATOR", estimator, "MODEL.MAP_LOSS.TRANSITIVITY", level]
+        overrides += ["MODEL.MAP_LOSS.GRADIENT", gradient, "MODEL.MAP_LOSS.TRANSITIVITY", level]
         if pairing:
-            overrides += ["MODEL.MAP_LOSS.PAIRING", pairing]
-        rows.append(([estimator, pairing, level], overrides))
+            overrides += ["MODEL.MAP_LOSS.NEAREST_STEPS.PAIRING", pairing]
+        rows.append(([gradient, pairing, level], overrides))
     return rows
 
 
@@ -116,7 +116,7 @@ class OneMinibatch:
 def _watcher(cfg: CfgNode, input_shape: ShapeSpec) -> MAPOutputLayers:
     """Tells the minibatch's mAP from any scores, by the cheapest loss."""
     cfg = cfg.clone()
-    cfg.MODEL.MAP_LOSS.ESTIMATOR, cfg.MODEL.MAP_LOSS.TRANSITIVITY = "pairs", "none"
+    cfg.MODEL.MAP_LOSS.GRADIENT, cfg.MODEL.MAP_LOSS.TRANSITIVITY = "error_driven", "none"
     return MAPOutputLayers(cfg, input_shape)
 
 

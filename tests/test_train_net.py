@@ -230,7 +230,7 @@ def test_evaluating_without_weights_is_an_error(run, tmp_path):
         run("map", "--eval-only")
 
 
-@pytest.mark.parametrize("key", ["ESTIMATOR", "AP_TYPE", "TRANSITIVITY", "PAIRING"])
+@pytest.mark.parametrize("key", ["GRADIENT", "AP_TYPE", "TRANSITIVITY", "NEAREST_STEPS.PAIRING"])
 def test_an_unknown_setting_stops_a_run_before_the_first_iteration(run, monkeypatch, key):
     monkeypatch.setattr(train_net.Trainer, "run_step", lambda self: pytest.fail("it started"))
     with pytest.raises(ValueError, match="nonsense"):

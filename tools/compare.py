@@ -24,34 +24,34 @@ from tabulate import tabulate
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs" / "Shapes-Detection"
 LOSS = "MODEL.MAP_LOSS"
-REG = f"{LOSS}.SCORE_REG_WEIGHT"
+REG = f"{LOSS}.SCORE_REG.WEIGHT"
 HALF = ["SOLVER.IMS_PER_BATCH=8", "SOLVER.MAX_ITER=1200", "SOLVER.STEPS=(900,)"]
 ROWS = [
     ("softmax", "softmax", []),
     ("softmax, SGD", "softmax", ["SOLVER.OPTIMIZER=SGD", "SOLVER.BASE_LR=0.1"]),
     ("softmax, 25% foreground", "softmax", ["MODEL.ROI_HEADS.POSITIVE_FRACTION=0.25"]),
     ("map", "map", []),
-    ("map, kept windows only", "map", ["MODEL.MAP_LOSS.TRANSITIVITY=none"]),
+    ("map, kept windows only", "map", [f"{LOSS}.TRANSITIVITY=none"]),
     *(
         (
-            f"map, {estimator}, {level}",
+            f"map, {gradient}, {level}",
             "map_steps",
-            [f"MODEL.MAP_LOSS.ESTIMATOR={estimator}", f"MODEL.MAP_LOSS.TRANSITIVITY={level}"],
+            [f"{LOSS}.GRADIENT={gradient}", f"{LOSS}.TRANSITIVITY={level}"],
         )
-        for estimator in ("mee", "sde")
+        for gradient in ("mee", "sde")
         for level in ("exact", "label_aware", "paper", "none")
     ),
-    ("map, sde, exact, unpaired", "map_steps", ["MODEL.MAP_LOSS.PAIRING=none"]),
+    ("map, sde, exact, unpaired", "map_steps", [f"{LOSS}.NEAREST_STEPS.PAIRING=none"]),
     ("map, 25% foreground", "map", ["MODEL.ROI_HEADS.POSITIVE_FRACTION=0.25"]),
     ("map, half the minibatch", "map", HALF),
     ("map, as in the paper", "map_paper", []),
     ("paper, 25% foreground", "map_paper", ["MODEL.ROI_HEADS.POSITIVE_FRACTION=0.25"]),
     ("paper, half the minibatch", "map_paper", HALF),
     # As large as the fourth power at a score of 3.
-    ("paper, L2 instead of L4", "map_paper", [f"{LOSS}.SCORE_REG_POWER=2.0", f"{REG}=1e-4"]),
+    ("paper, L2 instead of L4", "map_paper", [f"{LOSS}.SCORE_REG.POWER=2.0", f"{REG}=1e-4"]),
     ("paper, no regulariser", "map_paper", [f"{REG}=0.0"]),
     ("paper, no clipping", "map_paper", [f"{LOSS}.GRAD_CLIP=0.0"]),
-    ("paper, no log", "map_paper", [f"{LOSS}.LOG_SPACE=False"]),
+    ("paper, no log", "map_paper", [f"{LOSS}.LOG_SPACE.ENABLED=False"]),
 ]
 
 

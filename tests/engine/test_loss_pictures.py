@@ -2,8 +2,11 @@
 import copy
 
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
+from maploss.layers import MAPLossStats
+from maploss.modeling.gradient_cache import LossInputs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_net
@@ -72,4 +75,8 @@ def test_nothing_of_a_minibatch_stays_in_the_model(train, monkeypatch):
 
     monkeypatch.setattr(train_net.Trainer, "after_train", keep)
     train("map", MODEL__MAP_LOSS__VIS_PERIOD=2)
-    assert models[0].roi_heads.box_predictor.watched is None
+    loss = models[0].roi_heads.box_predictor.map_loss
+    assert not loss._forward_hooks
+    assert not models[0]._forward_pre_hooks
+    kept = [x for module in models[0].modules() for x in vars(module).values()]
+    assert not [x for x in kept if isinstance(x, torch.Tensor | LossInputs | MAPLossStats)]

@@ -33,7 +33,7 @@ TINY = [
     # All windows, so that nothing is drawn.
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",
     "0",
-    "MODEL.MAP_LOSS.SCORE_REG_WEIGHT",
+    "MODEL.MAP_LOSS.SCORE_REG.WEIGHT",
     "1e-5",
     "SOLVER.OPTIMIZER",
     "SGD",
@@ -49,9 +49,9 @@ REGRESSED = [
     "1.0",
 ]
 METHODS = {
-    "pairs": [],
+    "error-driven": [],
     "regressed boxes": REGRESSED,
-    "steps": ["MODEL.MAP_LOSS.ESTIMATOR", "mee", "MODEL.MAP_LOSS.TRANSITIVITY", "exact"],
+    "steps": ["MODEL.MAP_LOSS.GRADIENT", "mee", "MODEL.MAP_LOSS.TRANSITIVITY", "exact"],
     "memory": ["MODEL.MAP_LOSS.MEMORY", "2"],
 }
 
@@ -127,8 +127,8 @@ def train_all(cases: list[tuple[str, int]]) -> list:
 @pytest.mark.parametrize(
     ("world_size", "cases"),
     [
-        (2, [*((method, 1) for method in METHODS), ("pairs", 2), ("memory", 2)]),
-        (4, [("pairs", 1), ("regressed boxes", 1)]),
+        (2, [*((method, 1) for method in METHODS), ("error-driven", 2), ("memory", 2)]),
+        (4, [("error-driven", 1), ("regressed boxes", 1)]),
     ],
     ids=["2 ranks", "4 ranks"],
 )

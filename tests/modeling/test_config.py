@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import inspect
 import json
 from collections import Counter
 from pathlib import Path
@@ -11,9 +10,10 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY, build_model
 from detectron2.structures import Boxes, Instances
 from maploss.config import add_maploss_config
-from maploss.engine import build_optimizer, train_only
-from maploss.layers import MAPLoss, map_loss
+from maploss.engine import build_optimizer, load_config, train_only
+from maploss.layers import MAPLoss, MAPLossSettings
 from maploss.modeling import MAPOutputLayers
+from maploss.modeling.map_loss_config import map_loss_from_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 LEAVES = sorted(
@@ -117,49 +117,176 @@ def test_the_loss_gets_the_settings_of_the_config(tiny_cfg):
         CfgNode(
             {
                 "AP_TYPE": "voc07",
-                "MATCH_IOU_THRESH": 0.6,
-                "ESTIMATOR": "sde",
-                "MIN_DELTA": 0.2,
+                "IOU_THRESHS": [0.6, 0.7],
+                "GRADIENT": "sde",
                 "TRANSITIVITY": "paper",
-                "PAIRING": "paired",
-                "MARGIN": 2.0,
-                "GRAD_CLIP": 0.0,
-                "LOG_SPACE": False,
-                "EPS": 0.03,
-                "SCORE_REG_WEIGHT": 2e-5,
-                "SCORE_REG_POWER": 2.0,
+                "GRAD_CLIP": 0.1,
+                "ERROR_DRIVEN": {"MARGIN": 2.0},
+                "NEAREST_STEPS": {"MIN_DELTA": 0.2, "PAIRING": "none"},
+                "LOG_SPACE": {"ENABLED": True, "EPS": 0.03},
+                "SCORE_REG": {"WEIGHT": 2e-5, "POWER": 2.0},
+                "MEMORY": 3,
             }
         )
     )
     predictor = MAPOutputLayers(tiny_cfg, ShapeSpec(channels=2))
     assert predictor.test_nms_iou_thresh == 0.4
-    assert predictor.map_loss.score_reg_weight == 2e-5
-    assert predictor.map_loss.score_reg_power == 2.0
-    assert predictor.map_loss.settings == {
-        "ap_type": "voc07",
-        "nms_thresh": 0.4,
-        "match_iou_thresh": 0.6,
-        "estimator": "sde",
-        "min_delta": 0.2,
-        "transitivity": "paper",
-        "pairing": "paired",
-        "margin": 2.0,
-        "grad_clip": None,
-        "log_space": False,
-        "eps": 0.03,
-    }
+    loss = predictor.map_loss
+    assert (loss.score_reg_weight, loss.score_reg_power) == (2e-5, 2.0)
+    assert loss.memory.size == 3
+    steps = MAPLossSettings(
+        iou_threshs=(0.6, 0.7),
+        ap_type="voc07",
+        nms_thresh=0.4,
+        gradient="sde",
+        transitivity="paper",
+        grad_clip=0.1,
+        eps=0.03,
+        min_delta=0.2,
+        pairing="none",
+    )
+    assert loss.settings == steps
+    # What belongs to another choice takes no part.
+    tiny_cfg.MODEL.MAP_LOSS.GRADIENT = "error_driven"
+    tiny_cfg.MODEL.MAP_LOSS.TRANSITIVITY = "none"
+    tiny_cfg.MODEL.MAP_LOSS.LOG_SPACE.ENABLED = False
+    assert map_loss_from_config(tiny_cfg).settings == MAPLossSettings(
+        iou_threshs=(0.6, 0.7),
+        ap_type="voc07",
+        nms_thresh=0.4,
+        transitivity="none",
+        grad_clip=0.1,
+        log_space=False,
+        margin=2.0,
+    )
+
+
+# Of each key of the loss: a value that changes loss or gradient, after these overrides.
+STEPS = ["GRADIENT", "sde"]
+ACTING = {
+    "AP_TYPE": ("voc07", []),
+    "IOU_THRESHS": ("[0.8]", []),
+    "GRADIENT": ("mee", []),
+    "TRANSITIVITY": ("none", []),
+    "GRAD_CLIP": ("0.01", []),
+    "ERROR_DRIVEN.MARGIN": ("2.0", []),
+    "NEAREST_STEPS.MIN_DELTA": ("2.0", STEPS),
+    "NEAREST_STEPS.PAIRING": ("none", STEPS),
+    "LOG_SPACE.ENABLED": ("False", []),
+    "LOG_SPACE.EPS": ("0.01", []),
+    "SCORE_REG.WEIGHT": ("0.1", []),
+    "SCORE_REG.POWER": ("2.0", ["SCORE_REG.WEIGHT", "0.1"]),
+    "MEMORY": ("1", []),
+}
+# Those of the detector and of its pictures, which act in test_output_layers.py,
+# test_hard_example_mining.py and test_loss_pictures.py.
+OTHERS = {"BOX_REG", "WINDOWS", "VIS_PERIOD"}
+
+
+def keys_of(node, prefix=""):
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from keys_of(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def test_each_key_of_the_loss_is_known_to_the_test_that_it_acts(tiny_cfg):
+    assert {*keys_of(tiny_cfg.MODEL.MAP_LOSS)} == {*ACTING, *OTHERS}
+
+
+def loss_and_gradient(cfg, overrides):
+    """Of the second of two minibatches, by keys of MODEL.MAP_LOSS and values."""
+    cfg = cfg.clone()
+    names = [f"MODEL.MAP_LOSS.{key}" for key in overrides[::2]]
+    cfg.merge_from_list([x for pair in zip(names, overrides[1::2], strict=True) for x in pair])
+    loss = map_loss_from_config(cfg)
+    for seed in range(2):
+        generator = torch.Generator().manual_seed(seed)
+        corner = 60 * torch.rand(60, 2, generator=generator)
+        boxes = torch.cat([corner, corner + 20 + 6 * torch.rand(60, 2, generator=generator)], 1)
+        scores = torch.randn(60, 2, generator=generator, requires_grad=True)
+        ids, gt_ids = torch.arange(60) % 2, torch.arange(8) % 2
+        losses, _ = loss(scores, boxes, ids, boxes[:8] + 1, torch.arange(8) // 4, gt_ids)
+        total = sum(losses.values())
+        total.backward()
+    return float(total.detach()), scores.grad
+
+
+@pytest.mark.parametrize("key", ACTING)
+def test_each_key_of_the_loss_acts(tiny_cfg, key):
+    value, before = ACTING[key]
+    old_loss, old_gradient = loss_and_gradient(tiny_cfg, before)
+    loss, gradient = loss_and_gradient(tiny_cfg, [*before, key, value])
+    change = abs(loss - old_loss) + float((gradient - old_gradient).abs().max())
+    assert change > 1e-4
 
 
 def test_the_defaults_are_those_of_the_loss():
     cfg = get_cfg()
     add_maploss_config(cfg)
-    cfg.MODEL.MAP_LOSS.pop("AP_TYPE")  # "auto" is known to the config only
-    for name in ("BOX_REG", "WINDOWS", "VIS_PERIOD"):  # of others than the loss
-        cfg.MODEL.MAP_LOSS.pop(name)
-    cfg.MODEL.MAP_LOSS.MEMORY_SIZE = cfg.MODEL.MAP_LOSS.pop("MEMORY")
-    cfg.MODEL.MAP_LOSS.GRAD_CLIP = cfg.MODEL.MAP_LOSS.GRAD_CLIP or None  # 0 = off
-    for function in (map_loss, MAPLoss.__init__):
-        for name, parameter in inspect.signature(function).parameters.items():
-            if name.upper() in cfg.MODEL.MAP_LOSS:
-                assert cfg.MODEL.MAP_LOSS.pop(name.upper()) == parameter.default, name
-    assert not cfg.MODEL.MAP_LOSS
+    cfg.MODEL.MAP_LOSS.AP_TYPE = "area"  # "auto" is known to the config only
+    cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = 0.3  # Detectron2's own key
+    loss, default = map_loss_from_config(cfg), MAPLoss()
+    assert loss.settings == default.settings == MAPLossSettings()
+    assert loss.score_reg_weight == default.score_reg_weight
+    assert loss.score_reg_power == default.score_reg_power
+    assert loss.memory is default.memory is None
+    # Also those of what is not chosen.
+    keys, settings = cfg.MODEL.MAP_LOSS, MAPLossSettings()
+    assert settings.min_delta == keys.NEAREST_STEPS.MIN_DELTA
+    assert settings.pairing == keys.NEAREST_STEPS.PAIRING
+
+
+WAYS = ("the file", "the command line", "both")
+OVERLAPS = [
+    ("coco", "coco", tuple(round(0.5 + 0.05 * i, 2) for i in range(10))),
+    ("[0.5, 0.75]", "[0.5, 0.75]", (0.5, 0.75)),
+    ("[0.6]", "(0.6,)", (0.6,)),
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("in_file", "in_line", "expected"), OVERLAPS)
+def test_overlaps_are_a_list_or_the_word_coco(tmp_path, way, in_file, in_line, expected):
+    yaml = tmp_path / "config.yaml"
+    # In one base and one leaf, so that each replaces the other kind.
+    other = "[0.7, 0.8]" if in_file == "coco" else "coco"
+    base = tmp_path / "base.yaml"
+    base.write_text(f"MODEL:\n  MAP_LOSS:\n    AP_TYPE: area\n    IOU_THRESHS: {other}\n")
+    leaf = in_file if way == "the file" else other
+    yaml.write_text(f"_BASE_: base.yaml\nMODEL:\n  MAP_LOSS:\n    IOU_THRESHS: {leaf}\n")
+    overrides = [] if way == "the file" else ["MODEL.MAP_LOSS.IOU_THRESHS", in_line]
+    cfg = load_config("" if way == "the command line" else str(yaml), overrides)
+    cfg.MODEL.MAP_LOSS.AP_TYPE = "area"
+    assert map_loss_from_config(cfg).settings.iou_threshs == expected
+    again = tmp_path / "again.yaml"
+    again.write_text(cfg.dump())
+    assert map_loss_from_config(load_config(str(again), [])).settings.iou_threshs == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("MAP_LOSS.IOU_THRESHS", "[]", r"MODEL.MAP_LOSS: iou_threshs: expected at least one"),
+        ("MAP_LOSS.IOU_THRESHS", "[0.5, 1.0]", r"MODEL.MAP_LOSS: iou_threshs: .* got 1"),
+        ("MAP_LOSS.IOU_THRESHS", "[0.5, 0.5]", r"MODEL.MAP_LOSS: iou_threshs: expected rising"),
+        ("MAP_LOSS.IOU_THRESHS", "voc", r"MODEL.MAP_LOSS: iou_threshs: .* 'coco', got 'voc'"),
+        ("MAP_LOSS.IOU_THRESHS", "0.5", r"MODEL.MAP_LOSS: iou_threshs: expected a list"),
+        ("MAP_LOSS.GRADIENT", "pairs", r"MODEL.MAP_LOSS: gradient: .* got 'pairs'"),
+        ("MAP_LOSS.TRANSITIVITY", "exact", r"MODEL.MAP_LOSS: transitivity of .* got 'exact'"),
+        ("MAP_LOSS.GRAD_CLIP", "-1.0", r"MODEL.MAP_LOSS: grad_clip: .* got -1"),
+        ("MAP_LOSS.ERROR_DRIVEN.MARGIN", "-1.0", r"MODEL.MAP_LOSS.ERROR_DRIVEN: margin: "),
+        # Also where another gradient is chosen.
+        ("MAP_LOSS.NEAREST_STEPS.MIN_DELTA", "0.0", r"MODEL.MAP_LOSS.NEAREST_STEPS: min_delta: "),
+        ("MAP_LOSS.NEAREST_STEPS.PAIRING", "two", r"MODEL.MAP_LOSS.NEAREST_STEPS: pairing: "),
+        ("MAP_LOSS.LOG_SPACE.EPS", "0.0", r"MODEL.MAP_LOSS.LOG_SPACE: eps: .* got 0"),
+        ("MAP_LOSS.SCORE_REG.WEIGHT", "-1.0", r"MODEL.MAP_LOSS: score_reg_weight: .* got -1"),
+        ("MAP_LOSS.SCORE_REG.POWER", "0.5", r"MODEL.MAP_LOSS: score_reg_power: .* got 0.5"),
+        ("ROI_HEADS.NMS_THRESH_TEST", "1.5", r"MODEL.ROI_HEADS.NMS_THRESH_TEST: nms_thresh: "),
+    ],
+)
+def test_a_setting_out_of_range_is_an_error_that_names_key_and_value(tiny_cfg, key, value, message):
+    tiny_cfg.merge_from_list([f"MODEL.{key}", value])
+    with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+        MAPOutputLayers(tiny_cfg, ShapeSpec(channels=2))

@@ -7,7 +7,7 @@ from detectron2.structures import Boxes, Instances
 from maploss.layers import MAPLoss
 from maploss.modeling import MAPOutputLayers, SoftmaxOutputLayers
 from maploss.modeling.detections import detections, window_candidates
-from maploss.modeling.map_output_layers import ap_type_from_config
+from maploss.modeling.map_loss_config import ap_type_from_config
 from maploss.modeling.output_layers import WindowOutputs
 
 SIZE = (100, 100)

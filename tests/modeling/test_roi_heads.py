@@ -209,9 +209,9 @@ def test_an_unknown_feature_is_named(tiny_cfg):
         build_model(tiny_cfg)
 
 
-@pytest.mark.parametrize("key", ["ESTIMATOR", "AP_TYPE", "TRANSITIVITY", "PAIRING"])
+@pytest.mark.parametrize("key", ["GRADIENT", "AP_TYPE", "TRANSITIVITY", "NEAREST_STEPS.PAIRING"])
 def test_an_unknown_setting_fails_when_the_model_is_built(tiny_cfg, key):
-    tiny_cfg.MODEL.MAP_LOSS[key] = "nonsense"
+    tiny_cfg.merge_from_list([f"MODEL.MAP_LOSS.{key}", "nonsense"])
     with pytest.raises(ValueError, match="nonsense"):
         build_model(tiny_cfg)
 

@@ -8,16 +8,18 @@ import pytest
 import yaml
 
 MAP_CONFIG = Path(__file__).resolve().parents[2] / "configs/Shapes-Detection/map.yaml"
+MARGIN = "MODEL.MAP_LOSS.ERROR_DRIVEN.MARGIN"
 SPACE = [
-    {"KEY": "MODEL.MAP_LOSS.MARGIN", "LOW": 0, "HIGH": 1, "SCALE": "linear", "START": 0.2},
-    {"KEY": "MODEL.MAP_LOSS.EPS", "LOW": 0.001, "HIGH": 1, "SCALE": "log", "START": 0.5},
+    {"KEY": MARGIN, "LOW": 0, "HIGH": 1, "SCALE": "linear", "START": 0.2},
+    {"KEY": "MODEL.MAP_LOSS.LOG_SPACE.EPS", "LOW": 0.001, "HIGH": 1, "SCALE": "log", "START": 0.5},
     {"KEY": "MODEL.MAP_LOSS.AP_TYPE", "CHOICES": ["area", "voc07"], "START": "voc07"},
 ]
 # Best at MARGIN .7, EPS .01; every third or so fails.
 STAND_IN = """
 import json, math, os, sys, time
 given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-margin, eps = float(given["MODEL.MAP_LOSS.MARGIN"]), float(given["MODEL.MAP_LOSS.EPS"])
+margin = float(given["MODEL.MAP_LOSS.ERROR_DRIVEN.MARGIN"])
+eps = float(given["MODEL.MAP_LOSS.LOG_SPACE.EPS"])
 print("margin", margin)
 time.sleep(0.02)
 folder = given["OUTPUT_DIR"]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import contextlib
 import json
+import operator
 import os
 import random
 import signal
@@ -200,15 +201,13 @@ def test_a_whole_search_leaves_configs_and_pictures(search_file, stand_in, tmp_p
     assert all("error: this margin is not to my taste" in s["error"] for s in failed)
     cfg = load_config(str(output / "best.yaml"), [])
     values = settings.space.values(torch.tensor(best.theta, dtype=torch.float64))
-    assert {**cfg.MODEL.MAP_LOSS, **{k.split(".")[-1]: v for k, v in values.items()}} == {
-        **cfg.MODEL.MAP_LOSS
-    }
+    assert {key: operator.attrgetter(key)(cfg) for key in values} == values
     assert cfg.SEED == 5
     assert Path(cfg.OUTPUT_DIR) == output / "best"
     assert cfg.MODEL.ROI_HEADS.NAME == "MAPROIHeads"
     assert yaml.safe_load((output / "best.yaml").read_text())["_BASE_"] == "../../proxy.yaml"
     mean = load_config(str(output / "mean.yaml"), [])
-    assert mean.MODEL.MAP_LOSS.MARGIN != cfg.MODEL.MAP_LOSS.MARGIN
+    assert mean.MODEL.MAP_LOSS.ERROR_DRIVEN.MARGIN != cfg.MODEL.MAP_LOSS.ERROR_DRIVEN.MARGIN
     assert cv2.imread(str(output / "rewards.png")) is not None
     assert not list(output.glob("functions_round_*.png"))
     assert list((output / "tensorboard").iterdir())
@@ -336,5 +335,5 @@ def test_the_best_config_extends_the_target_without_what_is_the_proxys_own(
     assert cfg.SOLVER.MAX_ITER == 77
     found = dict(zip(best.overrides[::2], best.overrides[1::2], strict=True))
     assert found["SOLVER.MAX_ITER"] == "3"
-    margin = float(found["MODEL.MAP_LOSS.MARGIN"])
-    assert margin == cfg.MODEL.MAP_LOSS.MARGIN
+    margin = float(found["MODEL.MAP_LOSS.ERROR_DRIVEN.MARGIN"])
+    assert margin == cfg.MODEL.MAP_LOSS.ERROR_DRIVEN.MARGIN

@@ -21,16 +21,17 @@ def test_a_search_file_is_read_with_its_defaults(search_file, tmp_path):
     assert settings.overrides == ["MODEL.DEVICE", "cpu"]
     assert isinstance(settings.space, SearchSpace)
     start = settings.space.values(settings.start)
-    assert start["MODEL.MAP_LOSS.MARGIN"] == pytest.approx(0.2)
-    assert start["MODEL.MAP_LOSS.EPS"] == pytest.approx(0.5)
+    assert start["MODEL.MAP_LOSS.ERROR_DRIVEN.MARGIN"] == pytest.approx(0.2)
+    assert start["MODEL.MAP_LOSS.LOG_SPACE.EPS"] == pytest.approx(0.5)
     assert start["MODEL.MAP_LOSS.AP_TYPE"] == "voc07"
 
 
 def test_without_start_it_is_the_value_of_the_config_after_the_overrides(search_file):
-    entry = {"KEY": "MODEL.MAP_LOSS.MIN_DELTA", "LOW": 0, "HIGH": 1, "SCALE": "linear"}
-    path = search_file(SPACE=[entry], OVERRIDES=["MODEL.MAP_LOSS.MIN_DELTA", 0.25])
+    key = "MODEL.MAP_LOSS.NEAREST_STEPS.MIN_DELTA"
+    entry = {"KEY": key, "LOW": 0, "HIGH": 1, "SCALE": "linear"}
+    path = search_file(SPACE=[entry], OVERRIDES=[key, 0.25])
     assert read_search_file(path, []).start.tolist() == [0.25]
-    later = read_search_file(path, ["MODEL.MAP_LOSS.MIN_DELTA", "0.125"])
+    later = read_search_file(path, [key, "0.125"])
     assert later.start.tolist() == [0.125]
 
 
@@ -55,18 +56,18 @@ def test_without_start_it_is_the_value_of_the_config_after_the_overrides(search_
         (entry(KEY="MODEL.DEVICE.NAME"), r"SPACE\[0\] \(MODEL.DEVICE.NAME\): expected a key"),
         (
             entry(LOW=2),
-            r"SPACE\[0\] \(MODEL.MAP_LOSS.MARGIN\): expected LOW < HIGH.* LOW 2, HIGH 1",
+            r"SPACE\[0\] \(MODEL.*ERROR_DRIVEN.MARGIN\): expected LOW < HIGH.* LOW 2, HIGH 1",
         ),
         (entry(START=3), r"SPACE\[0\] .*START: expected a number from LOW 0.0 to HIGH 1.0, got 3"),
-        (entry(START="x"), r"SPACE\[0\] \(MODEL.MAP_LOSS.MARGIN\): START"),
+        (entry(START="x"), r"SPACE\[0\] \(MODEL.MAP_LOSS.ERROR_DRIVEN.MARGIN\): START"),
         (entry(KEY="SOLVER.MAX_ITER", START=1), r"SPACE\[0\]: Config: .*MAX_ITER"),
         (
             {"SPACE": [{"KEY": "MODEL.MAP_LOSS.AP_TYPE", "CHOICES": ["area", "voc07"]}]},
             r"\(MODEL.MAP_LOSS.AP_TYPE\): START .*one of \['area', 'voc07'\], got 'auto'",
         ),
         (
-            {"SPACE": [{"KEY": "MODEL.MAP_LOSS.LOG_SPACE", "CHOICES": [True, "no"]}]},
-            r"SPACE\[0\]: Config: .*LOG_SPACE",
+            {"SPACE": [{"KEY": "MODEL.MAP_LOSS.LOG_SPACE.ENABLED", "CHOICES": [True, "no"]}]},
+            r"SPACE\[0\]: Config: .*LOG_SPACE.ENABLED",
         ),
         (
             {"SPACE": [{"KEY": "MODEL.PIXEL_MEAN", "FUNCTIONS": 5}]},

@@ -66,47 +66,55 @@ def _add_map_loss(cfg: CfgNode) -> None:
     cfg.MODEL.MAP_LOSS = CfgNode()
     # How AP weighs recall: "area" (VOC 2010 and later), "voc07" (11 points), "coco101" (101
     # points), or "auto": `ap_type` in the metadata of the first training set, so that training
-    # matches the evaluation (paper, section 5, Settings). The gradient of ESTIMATOR "pairs" is that
-    # of "area" with any of them.
+    # matches the evaluation (paper, section 5, Settings). The gradient of GRADIENT "error_driven"
+    # is that of "area" with any of them.
     cfg.MODEL.MAP_LOSS.AP_TYPE = "auto"
-    # IoU, in [0, 1], above which a window matches an object (paper, section 2.2: .5).
-    cfg.MODEL.MAP_LOSS.MATCH_IOU_THRESH = 0.5
-    # What the gradient is made of. "pairs": all true and false positives in the wrong order (this
-    # project, after AP Loss). "mee" (mean envelope) or "sde" (symmetric difference): the nearest
-    # steps of AP (paper, section 4.3; MEE is a bit better in its Table 1). MARGIN is for "pairs",
-    # MIN_DELTA and PAIRING are for the other two.
-    cfg.MODEL.MAP_LOSS.ESTIMATOR = "pairs"
-    # Least distance to a step in units of score, for SDE and where one of the two steps is missing
-    # (paper, section 4.3, gives no value).
-    cfg.MODEL.MAP_LOSS.MIN_DELTA = 0.5
+    # Overlaps: IoUs in [0, 1), rising, above which a window matches an object. The mAP is the mean
+    # over them. A list; or "coco", .5, .55, .., .95; or None, which is [0.5] (paper, section 2.2).
+    # None is the default since yacs puts both a list and a word over it.
+    cfg.MODEL.MAP_LOSS.IOU_THRESHS = None
+    # What the gradient is made of. "error_driven": all true and false positives in the wrong order
+    # (this project, after AP Loss). "mee" (mean envelope) or "sde" (symmetric difference): the
+    # nearest steps of AP (paper, section 4.3; MEE is a bit better in its Table 1).
+    cfg.MODEL.MAP_LOSS.GRADIENT = "error_driven"
     # What a window suppressed by NMS gets: "none", "paper" (section 4.4), or this project's
-    # "label_aware" and "exact". ESTIMATOR "pairs" has "none" and "label_aware".
+    # "label_aware" and "exact". GRADIENT "error_driven" has "none" and "label_aware".
     cfg.MODEL.MAP_LOSS.TRANSITIVITY = "label_aware"
-    # "none": the slope goes to the window that moves (paper). "paired": and, with the opposite
-    # sign, to the window that it passes, so that the gradient of a class sums to zero (this
-    # project).
-    cfg.MODEL.MAP_LOSS.PAIRING = "paired"
-    # A true positive is safe from false positives so far below it, in units of score.
-    cfg.MODEL.MAP_LOSS.MARGIN = 1.0
     # Each element of the loss's gradient by the scores is clipped to [-GRAD_CLIP, GRAD_CLIP]
     # (paper, section 4.5; no value given); 1 / units of score; 0 = off. Not to be confused with
     # SOLVER.CLIP_GRADIENTS, which clips the gradients of parameters.
     cfg.MODEL.MAP_LOSS.GRAD_CLIP = 0.0
-    # True: the loss is -log(mAP + EPS); False: 1 - mAP (paper, section 4.5, Log-space).
-    cfg.MODEL.MAP_LOSS.LOG_SPACE = True
-    # eps in -log(mAP + eps), in units of AP (paper, section 4.5; no value given). As large as 1,
-    # the size of the gradient hardly depends on the minibatch's mAP, much as without the log.
-    cfg.MODEL.MAP_LOSS.EPS = 1.0
-    # Weight of the sum of the powers of all scores, 1 / (units of score)^SCORE_REG_POWER (paper,
-    # section 4.5; no value given). It sums over windows and classes: more windows, more weight.
-    # 0 = off.
-    cfg.MODEL.MAP_LOSS.SCORE_REG_WEIGHT = 0.0
+    # Of GRADIENT "error_driven".
+    cfg.MODEL.MAP_LOSS.ERROR_DRIVEN = CfgNode()
+    # A true positive is safe from false positives so far below it, in units of score.
+    cfg.MODEL.MAP_LOSS.ERROR_DRIVEN.MARGIN = 1.0
+    # Of GRADIENT "mee" and "sde".
+    cfg.MODEL.MAP_LOSS.NEAREST_STEPS = CfgNode()
+    # Least distance to a step in units of score, for SDE and where one of the two steps is missing
+    # (paper, section 4.3, gives no value).
+    cfg.MODEL.MAP_LOSS.NEAREST_STEPS.MIN_DELTA = 0.5
+    # "none": the slope goes to the window that moves (paper). "paired": and, with the opposite
+    # sign, to the window that it passes, so that the gradient of a class sums to zero (this
+    # project).
+    cfg.MODEL.MAP_LOSS.NEAREST_STEPS.PAIRING = "paired"
+    # The logarithm of mAP (paper, section 4.5, Log-space).
+    cfg.MODEL.MAP_LOSS.LOG_SPACE = CfgNode()
+    # True: the loss is -log((mAP + EPS) / (1 + EPS)); False: 1 - mAP.
+    cfg.MODEL.MAP_LOSS.LOG_SPACE.ENABLED = True
+    # In units of AP (no value given). As large as 1, the size of the gradient hardly depends on the
+    # minibatch's mAP, much as without the log.
+    cfg.MODEL.MAP_LOSS.LOG_SPACE.EPS = 1.0
+    # WEIGHT times the sum of |s|^POWER over all scores s (paper, section 4.5).
+    cfg.MODEL.MAP_LOSS.SCORE_REG = CfgNode()
+    # 1 / (units of score)^POWER (no value given). The sum is over windows and classes: more
+    # windows, more weight. 0 = off.
+    cfg.MODEL.MAP_LOSS.SCORE_REG.WEIGHT = 0.0
+    # 4; 2 in the ablation of section 5.
+    cfg.MODEL.MAP_LOSS.SCORE_REG.POWER = 4.0
     # "none": windows are boxes (paper). "windows", "regressed": smooth L1 box regression is learned
     # beside, and the boxes that the loss ranks, matches and suppresses are the windows or what the
     # regression makes of them, each class its own.
     cfg.MODEL.MAP_LOSS.BOX_REG = "none"
-    # The power (paper, section 4.5: 4; 2 in the ablation of section 5).
-    cfg.MODEL.MAP_LOSS.SCORE_REG_POWER = 4.0
     # The detections of so many earlier minibatches stay in the ranking, as constants; 0 = none.
     cfg.MODEL.MAP_LOSS.MEMORY = 0
     # Every so many iterations TensorBoard gets pictures of the minibatch: PR curves, and windows

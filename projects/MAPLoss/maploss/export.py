@@ -12,7 +12,7 @@ from detectron2.data import MetadataCatalog
 from torch import nn
 
 from .modeling.box_regressor import box_regressor_of
-from .modeling.map_output_layers import ap_type_from_config
+from .modeling.map_loss_config import ap_type_from_config
 
 
 def export_model(cfg: CfgNode, model: nn.Module, folder: Path, name: str = "model") -> Path:

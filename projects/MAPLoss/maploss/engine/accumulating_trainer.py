@@ -3,15 +3,16 @@
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 from detectron2.engine import SimpleTrainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..modeling.joint_ranking import JointRanking
+from ..modeling.gradient_cache import LossInputs
 from ..modeling.map_output_layers import map_output_layers_of
+from ..modeling.meta_arch import MAPRCNN
 
 
 class AccumulatingTrainer(SimpleTrainer):
@@ -20,9 +21,9 @@ class AccumulatingTrainer(SimpleTrainer):
     each iteration (Shrivastava et al. 2016, section 4.2, does so with minibatches of one image).
 
     The losses that are logged are means over the passes; what the heads log beside them is that of
-    the last pass. The mAP loss is one mAP of the images of all passes, which takes a second forward
-    pass; other losses that are made of a whole minibatch, and the choice of hard windows, see one
-    pass at a time.
+    the last pass. The mAP loss is one mAP of the images of all passes, by gradient caching (Gao et
+    al. 2021): each pass is scored once more before, without a graph. Other losses that are made of
+    a whole minibatch, and the choice of hard windows, see one pass at a time.
     """
 
     def __init__(
@@ -40,10 +41,17 @@ class AccumulatingTrainer(SimpleTrainer):
                 autocast, on CUDA with a gradient scaler.
 
         Raises:
-            ValueError: a number of passes below 1.
+            ValueError: a number of passes below 1, or above 1 with the mAP loss in another
+                meta-architecture than MAPRCNN.
         """
         if num_passes < 1:
             raise ValueError(f"num_passes: expected at least 1, got {num_passes}")
+        module = getattr(model, "module", model)
+        if num_passes > 1 and map_output_layers_of(model) and not isinstance(module, MAPRCNN):
+            raise ValueError(
+                "MODEL.META_ARCHITECTURE: expected MAPRCNN for the mAP loss of several passes, "
+                f"got {type(module).__name__}"
+            )
         super().__init__(model, data_loader, optimizer)
         self.num_passes = num_passes
         self.is_amp = is_amp
@@ -59,46 +67,41 @@ class AccumulatingTrainer(SimpleTrainer):
         minibatches = [next(self._data_loader_iter) for _ in range(self.num_passes)]
         data_time = time.perf_counter() - start
         means: dict[str, torch.Tensor] = {}
-        with self._ranked_together(minibatches):
-            for i, data in enumerate(minibatches):
-                is_last = i == self.num_passes - 1
-                with self._no_exchange(is_last):
-                    with self._autocast():
-                        losses = self.model(data)
-                    losses = {name: loss / self.num_passes for name, loss in losses.items()}
-                    self.grad_scaler.scale(sum(losses.values())).backward()
-                for name, loss in losses.items():
-                    means[name] = means.get(name, 0.0) + loss.detach()
+        for i, arguments in enumerate(self._arguments(minibatches)):
+            is_last = i == self.num_passes - 1
+            with self._no_exchange(is_last):
+                with self._autocast():
+                    losses = self.model(*arguments)
+                losses = {name: loss / self.num_passes for name, loss in losses.items()}
+                self.grad_scaler.scale(sum(losses.values())).backward()
+            for name, loss in losses.items():
+                means[name] = means.get(name, 0.0) + loss.detach()
         # Stops where a loss is not finite, before the update.
         self._write_metrics(means, data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
-    @contextlib.contextmanager
-    def _ranked_together(self, minibatches: list) -> Iterator[None]:
-        """
-        The mAP loss is that of all passes: a first round scores the windows of each and keeps no
-        graph. Both rounds draw the same random numbers.
-        """
-        model = getattr(self.model, "module", self.model)
-        predictor = map_output_layers_of(model)
+    def _arguments(self, minibatches: list) -> list[tuple]:
+        """Of each pass: its minibatch, and with the mAP loss what the ranking of all says of it."""
+        predictor = map_output_layers_of(self.model)
         if self.num_passes == 1 or predictor is None:
-            yield
-            return
-        predictor.joint = JointRanking()
-        try:
-            buffers = [(x, x.clone()) for x in model.buffers()]
-            devices = [x.device for x in model.parameters() if x.is_cuda][:1]
-            with torch.random.fork_rng(devices), torch.no_grad(), self._autocast():
-                for data in minibatches:
-                    model(data)
-            # Those of normalisation layers have seen the images, and will see them again.
-            for buffer, value in buffers:
-                buffer.copy_(value)
-            predictor.joint.rank(predictor.rank)
-            yield
-        finally:
-            predictor.joint = None
+            return [(data,) for data in minibatches]
+        parts = self._loss_inputs(minibatches)
+        joined = LossInputs.join(parts, [len(data) for data in minibatches])
+        caches = predictor.rank(joined).split([len(x.scores) for x in parts])
+        return list(zip(minibatches, caches, strict=True))
+
+    def _loss_inputs(self, minibatches: list) -> list[LossInputs]:
+        """What the mAP loss ranks; keeps no graph, and draws what the passes will draw again."""
+        model = getattr(self.model, "module", self.model)
+        buffers = [(x, x.clone()) for x in model.buffers()]
+        devices = [x.device for x in model.parameters() if x.is_cuda][:1]
+        with torch.random.fork_rng(devices), torch.no_grad(), self._autocast():
+            parts = [model.loss_inputs(data) for data in minibatches]
+        # Those of normalisation layers have seen the images, and will see them again.
+        for buffer, value in buffers:
+            buffer.copy_(value)
+        return parts
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self._device_type, enabled=self.is_amp)

@@ -34,6 +34,8 @@ def load_config(config_file: str, overrides: Sequence[str]) -> CfgNode:
         if config_file:
             cfg.merge_from_file(config_file, allow_unsafe=False)  # no Python objects in a yaml
         given = " ".join(map(str, overrides))
+        if "MODEL.MAP_LOSS.IOU_THRESHS" in overrides:
+            cfg.MODEL.MAP_LOSS.IOU_THRESHS = None  # yacs puts no "coco" over a list, and none back
         cfg.merge_from_list(list(overrides))
     except OSError:
         raise

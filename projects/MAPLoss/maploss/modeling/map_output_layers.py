@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The predictor that is trained for mAP. Shapes: N images, R windows of all images, K classes.
-"""
+The predictor that is trained for mAP.
 
-import logging
-import math
+Shape letters: N images, R windows of all images, K classes, T overlaps.
+"""
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -19,10 +18,10 @@ from ..layers import MAPLoss, MAPLossStats
 from ..layers.checks import check_choice
 from ..layers.surrogate_gradient import scale_gradient
 from .box_regressor import box_predictor_of
-from .joint_ranking import JointRanking, LossInputs
+from .gradient_cache import GradientCache, LossInputs
+from .loss_stats import overlap_ap, seconds
+from .map_loss_config import map_loss_from_config
 from .output_layers import WindowOutputLayers, WindowOutputs, image_inds
-
-logger = logging.getLogger(__name__)
 
 # MODEL.MAP_LOSS.BOX_REG: no box regression, or with it and NMS in training on these boxes.
 MAP_BOX_REGS = ("none", "windows", "regressed")
@@ -60,12 +59,6 @@ class MAPOutputLayers(WindowOutputLayers):
         self.map_loss = map_loss
         self.nms_on_regressed = nms_on_regressed
         self.class_names = class_names or [str(c) for c in range(num_classes)]
-        # Set by the trainer while several passes make one minibatch.
-        self.joint: JointRanking | None = None
-        self._last_ap: dict[str, float] = {}
-        # For pictures: if asked for, the last minibatch that was ranked.
-        self.is_watched = False
-        self.watched: tuple[LossInputs, MAPLossStats] | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
@@ -81,106 +74,107 @@ class MAPOutputLayers(WindowOutputLayers):
             )
         ret["nms_on_regressed"] = box_reg == "regressed"
         ret["class_names"] = _class_names(cfg)
-        ret["map_loss"] = MAPLoss(
-            ap_type=ap_type_from_config(cfg),
-            nms_thresh=cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
-            match_iou_thresh=cfg.MODEL.MAP_LOSS.MATCH_IOU_THRESH,
-            estimator=cfg.MODEL.MAP_LOSS.ESTIMATOR,
-            min_delta=cfg.MODEL.MAP_LOSS.MIN_DELTA,
-            transitivity=cfg.MODEL.MAP_LOSS.TRANSITIVITY,
-            pairing=cfg.MODEL.MAP_LOSS.PAIRING,
-            margin=cfg.MODEL.MAP_LOSS.MARGIN,
-            grad_clip=cfg.MODEL.MAP_LOSS.GRAD_CLIP or None,
-            log_space=cfg.MODEL.MAP_LOSS.LOG_SPACE,
-            eps=cfg.MODEL.MAP_LOSS.EPS,
-            score_reg_weight=cfg.MODEL.MAP_LOSS.SCORE_REG_WEIGHT,
-            score_reg_power=cfg.MODEL.MAP_LOSS.SCORE_REG_POWER,
-            memory_size=cfg.MODEL.MAP_LOSS.MEMORY,
-        )
+        ret["map_loss"] = map_loss_from_config(cfg)
         return ret
 
-    def score_losses(
-        self, outputs: WindowOutputs, windows: list[Instances], targets: list[Instances]
+    def losses(
+        self,
+        predictions: WindowOutputs,
+        proposals: list[Instances],
+        targets: list[Instances],
+        gradient_cache: GradientCache | None = None,
     ) -> dict[str, torch.Tensor]:
         """
-        loss_map and loss_score_reg, see :class:`maploss.layers.MAPLoss`.
+        loss_map and loss_score_reg, see :class:`maploss.layers.MAPLoss`, and loss_box_reg.
 
-        The labels of the windows are not used: the loss matches them to the objects of each class.
+        The labels of the proposals are not used for the first two: the loss matches the proposals
+        to the objects of each class. With several processes the mAP is that of the images of all.
+
+        Args:
+            predictions, proposals, targets: as :class:`WindowOutputLayers`.
+            gradient_cache: the losses and their gradient by the scores of these predictions, made
+                before; None ranks the predictions.
         """
+        if gradient_cache is None:
+            inputs = self.loss_inputs(predictions, proposals, targets)
+            losses, stats = self.map_loss(*inputs, group=_all_ranks())
+            losses = _scale_for_all_ranks(losses)
+            self._watch(inputs.scores.detach(), stats)
+            num_windows: float = len(inputs.scores)
+        else:
+            losses = gradient_cache.losses(predictions.scores)
+            num_windows = gradient_cache.num_windows
+        if self.bbox_pred is not None:
+            losses["loss_box_reg"] = self.box_loss(predictions, proposals, num_windows)
+        return losses
+
+    def rank(self, inputs: LossInputs) -> GradientCache:
+        """The losses of a minibatch but loss_box_reg, and their gradient by its scores."""
+        with torch.enable_grad():
+            inputs = inputs._replace(scores=inputs.scores.detach().requires_grad_())
+            losses, stats = self.map_loss(*inputs, group=_all_ranks())
+            losses = _scale_for_all_ranks(losses)
+            (gradient,) = torch.autograd.grad(sum(losses.values()), inputs.scores)
+        scores = inputs.scores.detach()
+        self._watch(scores, stats)
+        values = {name: loss.detach() for name, loss in losses.items()}
+        return GradientCache(values, gradient, len(scores), scores)
+
+    def loss_inputs(
+        self, predictions: WindowOutputs, proposals: list[Instances], targets: list[Instances]
+    ) -> LossInputs:
+        """What the loss takes of them; arguments as for :meth:`losses`."""
         if not self.nms_on_regressed:
-            outputs = outputs._replace(deltas=None)
-        scores = outputs.scores
-        inputs = LossInputs(
+            predictions = predictions._replace(deltas=None)
+        scores = predictions.scores
+        return LossInputs(
             scores,
-            self.boxes(outputs, windows),
-            image_inds(windows, scores.device),
+            self.boxes(predictions, proposals).detach(),
+            image_inds(proposals, scores.device),
             torch.cat([x.gt_boxes.tensor for x in targets]),
             torch.cat([x.gt_classes for x in targets]),
             image_inds(targets, scores.device),
             torch.cat([x.gt_difficult for x in targets]),
         )
-        if self.joint is None:
-            return self.rank(inputs)
-        if self.joint.is_ranked:
-            return self.joint.next_losses(scores)
-        self.joint.collect(inputs, len(windows))
-        return {}
-
-    def rank(self, inputs: LossInputs) -> dict[str, torch.Tensor]:
-        """
-        The losses of a minibatch whose other parts are in other processes.
-
-        DistributedDataParallel averages gradients over processes, and logs average losses. Here
-        they are of the sum: the one mAP of all has the gradients of all windows.
-        """
-        num_ranks = comm.get_world_size()
-        group = torch.distributed.group.WORLD if num_ranks > 1 else None
-        losses, stats = self.map_loss(*inputs, group=group)
-        losses["loss_map"] = scale_gradient(losses["loss_map"], num_ranks)
-        losses["loss_score_reg"] = losses["loss_score_reg"] * num_ranks
-        scores = inputs.scores.detach()
-        self._watch(scores, stats)
-        if self.is_watched:
-            self.watched = (inputs._replace(scores=scores, boxes=inputs.boxes.detach()), stats)
-        return losses
 
     def _watch(self, scores: torch.Tensor, stats: MAPLossStats) -> None:
-        # mAP and AP are those of all processes, the rest is of this one's windows.
+        """Puts scalars: mAP and AP of all processes, the rest of this one's windows."""
         watched = {
             "map/minibatch_map": stats.map,
             "map/gradient_up": stats.up_per_class.sum(),
             "map/gradient_down": stats.down_per_class.sum(),
             "map/nonzero_share": stats.nonzero_share,
             "map/clipped_share": stats.clipped_share,
-            "map/largest_score": scores.abs().max() if scores.numel() else 0.0,
-            **{f"map_seconds/{part}": value for part, value in stats.seconds.items()},
+            "map/largest_score": scores.abs().max() if scores.numel() else scores.new_zeros(()),
         }
-        aps = enumerate(stats.ap_per_class.tolist())
-        self._last_ap |= {self.class_names[c]: ap for c, ap in aps if not math.isnan(ap)}
-        # Of the last minibatch that had the class: what is not put in each iteration gets lines of
-        # its own in metrics.json.
-        watched |= {f"map_per_class/{name}": ap for name, ap in self._last_ap.items()}
+        ap = overlap_ap(stats)
+        if len(ap) > 1:
+            overlaps = zip(self.map_loss.settings.iou_threshs, ap, strict=True)
+            watched |= {f"map_per_overlap/{x:.2f}": y.nansum() / len(y) for x, y in overlaps}
+        named_ap = zip(self.class_names, stats.ap_per_class, strict=True)
+        watched |= {f"map_per_class/{name}": ap for name, ap in named_ap}
+        # One transfer: each waits for the device.
+        values = torch.stack([x.to(scores.device, torch.float64) for x in watched.values()])
         storage = get_event_storage()
-        for name, value in watched.items():
-            storage.put_scalar(name, float(value))
-
-    def losses(
-        self, outputs: WindowOutputs, windows: list[Instances], targets: list[Instances]
-    ) -> dict[str, torch.Tensor]:
-        losses = self.score_losses(outputs, windows, targets)
-        if self.bbox_pred is not None and losses:
-            count = len(outputs.scores) if self.joint is None else self.joint.mean_num_windows
-            losses["loss_box_reg"] = self.box_loss(outputs, windows, count)
-        return losses
+        last = storage.latest()
+        for name, value in zip(watched, values.tolist(), strict=True):
+            if value == value:
+                storage.put_scalar(name, value)
+            elif name in last:
+                # Of the last minibatch that had the class: what is not put in each iteration gets
+                # lines of its own in metrics.json.
+                storage.put_scalar(name, last[name][0])
+        for part, value in seconds(stats).items():
+            storage.put_scalar(f"map_seconds/{part}", value)
 
     def box_loss(
-        self, outputs: WindowOutputs, windows: list[Instances], count: float | None = None
+        self, outputs: WindowOutputs, windows: list[Instances], count: float
     ) -> torch.Tensor:
         """
-        The sum over windows of :meth:`box_losses` by their number: the mean of all processes, and
-        of all passes if `count` is theirs.
+        The sum over windows of :meth:`box_losses` by `count`, that of a pass, mean of all
+        processes.
         """
-        number = outputs.scores.new_tensor(len(outputs.scores) if count is None else count)
+        number = outputs.scores.new_tensor(count)
         if comm.get_world_size() > 1:
             torch.distributed.all_reduce(number)
         number = (number / comm.get_world_size()).clamp(min=1)
@@ -208,23 +202,18 @@ def _class_names(cfg: CfgNode) -> list[str] | None:
     return list(classes)
 
 
-def ap_type_from_config(cfg: CfgNode) -> str:
-    """
-    MODEL.MAP_LOSS.AP_TYPE, or if that is "auto", `ap_type` of the first data set's metadata.
+def _all_ranks() -> "torch.distributed.ProcessGroup | None":
+    """The processes that train together; None for one."""
+    return torch.distributed.group.WORLD if comm.get_world_size() > 1 else None
 
-    Raises:
-        ValueError: "auto", and there is no data set or its metadata has no ap_type.
+
+def _scale_for_all_ranks(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """
-    ap_type = cfg.MODEL.MAP_LOSS.AP_TYPE
-    if ap_type != "auto":
-        return ap_type
-    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-    ap_type = MetadataCatalog.get(names[0]).get("ap_type", None) if names else None
-    if ap_type is None:
-        raise ValueError(
-            "MODEL.MAP_LOSS.AP_TYPE 'auto': expected `ap_type` in the metadata of "
-            f"{repr(names[0]) if names else 'DATASETS.TRAIN[0]'}, got none; "
-            "set AP_TYPE to 'area', 'voc07' or 'coco101'"
-        )
-    logger.info(f"AP type of the loss: {ap_type!r}, as in the evaluation of {names[0]!r}")
-    return ap_type
+    DistributedDataParallel averages gradients over processes, and logs average losses. Here they
+    are of the sum: the one mAP of all has the gradients of all windows.
+    """
+    num_ranks = comm.get_world_size()
+    return {
+        "loss_map": scale_gradient(losses["loss_map"], num_ranks),
+        "loss_score_reg": losses["loss_score_reg"] * num_ranks,
+    }

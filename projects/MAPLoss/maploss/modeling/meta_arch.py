@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The detector: Detectron2's GeneralizedRCNN on given windows, with its input checked."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.structures import Instances
+from detectron2.utils.events import get_event_storage
 
-from .hard_windows import WindowError
+from .gradient_cache import GradientCache, LossInputs
+from .hard_example_mining import WindowError
 from .image_pyramid import score_on_pyramid
 from .output_layers import WindowOutputs
 from .plain_convnet import PlainConvNet
@@ -40,22 +45,53 @@ class MAPRCNN(GeneralizedRCNN):
         ret["pyramid_best_side"] = cfg.TEST.PYRAMID_BEST_SIDE
         return ret
 
-    def forward(self, batched_inputs: list[dict]):
+    def forward(
+        self, batched_inputs: list[dict], gradient_cache: GradientCache | None = None
+    ) -> dict[str, torch.Tensor] | list[dict]:
         """
         As GeneralizedRCNN.
+
+        Args:
+            batched_inputs: in training with "instances".
+            gradient_cache: of :meth:`loss_inputs` of these inputs, ranked with others; for
+                :class:`maploss.modeling.MAPROIHeads` in training. None ranks the inputs alone.
 
         Raises:
             ValueError: an image without "proposals" or with windows that are not finite; in
                 training also one without "instances" or with an object of an unknown class.
             FloatingPointError: in training the loss of a window is not finite; names the image.
         """
-        if self.training:
-            self._check(batched_inputs, ("proposals", "instances"))
-        try:
-            return super().forward(batched_inputs)
-        except WindowError as error:
-            name = _name(batched_inputs[error.image_ind])
-            raise FloatingPointError(f"image {name}: {error.reason}") from error
+        if not self.training:
+            return self.inference(batched_inputs)
+        images, features, proposals, targets, losses = self._propose(batched_inputs)
+        cached = () if gradient_cache is None else (gradient_cache,)
+        with _naming_images(batched_inputs):
+            _, detector_losses = self.roi_heads(images, features, proposals, targets, *cached)
+        if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
+            self.visualize_training(batched_inputs, proposals)
+        return detector_losses | losses
+
+    def loss_inputs(self, batched_inputs: list[dict]) -> LossInputs:
+        """
+        What the mAP loss ranks of a minibatch; arguments and errors as for :meth:`forward`.
+
+        It draws the random numbers that :meth:`forward` draws of the same inputs.
+        """
+        _, features, proposals, targets, _ = self._propose(batched_inputs)
+        with _naming_images(batched_inputs):
+            return self.roi_heads.loss_inputs(features, proposals, targets)
+
+    def _propose(self, batched_inputs: list[dict]) -> tuple:
+        """Images, features, proposals and targets in training, and the losses of the proposals."""
+        self._check(batched_inputs, ("proposals", "instances"))
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        targets = [x["instances"].to(self.device) for x in batched_inputs]
+        if self.proposal_generator is None:
+            proposals = [x["proposals"].to(self.device) for x in batched_inputs]
+            return images, features, proposals, targets, {}
+        proposals, losses = self.proposal_generator(images, features, targets)
+        return images, features, proposals, targets, losses
 
     def inference(
         self,
@@ -148,6 +184,16 @@ class MAPRCNN(GeneralizedRCNN):
         if misfits:
             raise ValueError("weights of other shapes: " + "; ".join(misfits))
         state_dict.update(taken)
+
+
+@contextlib.contextmanager
+def _naming_images(batched_inputs: list[dict]) -> Iterator[None]:
+    """Where the loss of a window is not finite, the error names its image."""
+    try:
+        yield
+    except WindowError as error:
+        name = _name(batched_inputs[error.image_ind])
+        raise FloatingPointError(f"image {name}: {error.reason}") from error
 
 
 def _name(inputs: dict) -> str:

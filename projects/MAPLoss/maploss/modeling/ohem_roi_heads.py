@@ -5,8 +5,10 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.structures import Instances
 
-from .hard_windows import check_num_hard, without_lower_limit
+from .hard_example_mining import check_num_hard, without_lower_limit
+from .output_layers import WindowOutputs
 from .roi_heads import SoftmaxROIHeads
 
 
@@ -46,12 +48,13 @@ class OHEMROIHeads(SoftmaxROIHeads):
         ret["one_pass"] = cfg.MODEL.OHEM.ONE_PASS
         return ret
 
-    def train_on(self, features, windows, targets):
-        """As :class:`WindowROIHeads`."""
+    def score_to_train(
+        self, features: dict[str, torch.Tensor], windows: list[Instances]
+    ) -> tuple[list[Instances], WindowOutputs]:
+        """The hard windows, and what the predictor says of them."""
         score = self.score_windows if self.one_pass else self.score_read_only
         outputs = score(features, windows)
         with torch.no_grad():
             losses = self.box_predictor.window_losses(outputs, windows)
-        inds, hard = self.choose_hard(losses, windows)
-        outputs = outputs.of(inds) if self.one_pass else self.score_windows(features, hard)
-        return hard, self.box_predictor.losses(outputs, hard, targets)
+        inds, hard = self.mine_hard_proposals(losses, windows)
+        return hard, outputs.of(inds) if self.one_pass else self.score_windows(features, hard)

@@ -136,26 +136,19 @@ class WindowOutputLayers(nn.Module):
         return WindowOutputs(single(self.cls_score(x)), deltas)
 
     def losses(
-        self, outputs: WindowOutputs, windows: list[Instances], targets: list[Instances]
+        self, predictions: WindowOutputs, proposals: list[Instances], targets: list[Instances]
     ) -> dict[str, torch.Tensor]:
         """
         The losses of the scores, and with box regression loss_box_reg.
 
         Args:
-            outputs: of :meth:`forward`, for all windows of the minibatch.
-            windows: N Instances with proposal_boxes, gt_classes (the window's label, K means
-                background), and for box regression gt_boxes (of its object).
+            predictions: of :meth:`forward`, for all proposals of the minibatch.
+            proposals: N Instances with proposal_boxes, gt_classes (the label, K means background),
+                and for box regression gt_boxes (of its object).
             targets: N Instances with gt_boxes, gt_classes, gt_difficult: all objects, whether a
-                window matches them or not.
+                proposal matches them or not.
         """
-        losses = self.score_losses(outputs, windows, targets)
-        if self.bbox_pred is not None:
-            losses["loss_box_reg"] = self.box_loss(outputs, windows)
-        return losses
-
-    def box_loss(self, outputs: WindowOutputs, windows: list[Instances]) -> torch.Tensor:
-        """The mean over all windows of :meth:`box_losses`; 0 if there are none."""
-        return self.box_losses(outputs, windows).sum() / max(len(outputs.scores), 1)
+        raise NotImplementedError
 
     def box_losses(self, outputs: WindowOutputs, windows: list[Instances]) -> torch.Tensor:
         """(R,) the loss of the box regression of each window, 0 over nothing."""
@@ -166,12 +159,6 @@ class WindowOutputLayers(nn.Module):
             torch.cat([x.gt_classes for x in windows]),
             self.num_classes,
         )
-
-    def score_losses(
-        self, outputs: WindowOutputs, windows: list[Instances], targets: list[Instances]
-    ) -> dict[str, torch.Tensor]:
-        """The losses of the scores; arguments as for :meth:`losses`."""
-        raise NotImplementedError
 
     def detection_scores(self, scores: torch.Tensor) -> torch.Tensor:
         """(R, num_outputs) raw scores to (R, K) scores of detections."""
@@ -249,14 +236,26 @@ class SoftmaxOutputLayers(WindowOutputLayers):
             input_shape, num_classes=num_classes, num_outputs=num_classes + 1, **kwargs
         )
 
-    def score_losses(
-        self, outputs: WindowOutputs, windows: list[Instances], targets: list[Instances]
+    def losses(
+        self, predictions: WindowOutputs, proposals: list[Instances], targets: list[Instances]
     ) -> dict[str, torch.Tensor]:
-        """loss_cls: the negative log likelihood, the mean over windows; 0 if there are none."""
-        scores = outputs.scores
+        """
+        loss_cls, the negative log likelihood, the mean over proposals, 0 if there are none; and
+        loss_box_reg. Arguments as for :class:`WindowOutputLayers`; the targets are not used.
+        """
+        scores = predictions.scores
         if len(scores) == 0:
-            return {"loss_cls": scores.sum() * 0.0}
-        return {"loss_cls": F.cross_entropy(scores, torch.cat([x.gt_classes for x in windows]))}
+            losses = {"loss_cls": scores.sum() * 0.0}
+        else:
+            labels = torch.cat([x.gt_classes for x in proposals])
+            losses = {"loss_cls": F.cross_entropy(scores, labels)}
+        if self.bbox_pred is not None:
+            losses["loss_box_reg"] = self.box_loss(predictions, proposals)
+        return losses
+
+    def box_loss(self, outputs: WindowOutputs, windows: list[Instances]) -> torch.Tensor:
+        """The mean over all windows of :meth:`box_losses`; 0 if there are none."""
+        return self.box_losses(outputs, windows).sum() / max(len(outputs.scores), 1)
 
     def detection_scores(self, scores: torch.Tensor) -> torch.Tensor:
         return F.softmax(scores, dim=1)[:, : self.num_classes]

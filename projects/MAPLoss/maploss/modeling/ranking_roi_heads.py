@@ -40,19 +40,19 @@ class RankingOutputLayers(WindowOutputLayers):
         return ret
 
     def losses(
-        self, outputs: WindowOutputs, windows: list[Instances], targets: list[Instances]
+        self, predictions: WindowOutputs, proposals: list[Instances], targets: list[Instances]
     ) -> dict[str, torch.Tensor]:
-        """The losses of :class:`maploss.modeling.ranking_loss.RankingLoss`, for all windows."""
-        classes = torch.cat([x.gt_classes for x in windows])
-        own = torch.cat([x.proposal_boxes.tensor for x in windows])
-        gt_boxes = torch.cat([x.gt_boxes.tensor for x in windows])
+        """The losses of :class:`maploss.modeling.ranking_loss.RankingLoss`, for all proposals."""
+        classes = torch.cat([x.gt_classes for x in proposals])
+        own = torch.cat([x.proposal_boxes.tensor for x in proposals])
+        gt_boxes = torch.cat([x.gt_boxes.tensor for x in proposals])
         inds = (classes < self.num_classes).nonzero().squeeze(1)
         boxes = own[inds]
         if self.bbox_pred is not None:
-            boxes = self.bbox_pred.boxes(outputs.deltas[inds], boxes)
+            boxes = self.bbox_pred.boxes(predictions.deltas[inds], boxes)
             box_inds = classes[inds] if self.bbox_pred.num_boxes > 1 else classes[inds] * 0
             boxes = boxes[torch.arange(len(inds), device=inds.device), box_inds]
-        losses = self.ranking_loss(outputs.scores, classes, boxes, gt_boxes[inds])
+        losses = self.ranking_loss(predictions.scores, classes, boxes, gt_boxes[inds])
         if self.bbox_pred is None:
             losses.pop("loss_box_giou", None)
         return losses

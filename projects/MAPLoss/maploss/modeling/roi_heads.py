@@ -19,11 +19,11 @@ from torch import nn
 
 from ..layers.checks import check_choice
 from .compression import make_thin
-from .hard_windows import (
-    carried_gradient,
+from .gradient_cache import GradientCache, LossInputs
+from .hard_example_mining import (
     check_finite,
     check_num_hard,
-    choose_hard,
+    mine_hard_proposals,
     without_lower_limit,
 )
 from .map_output_layers import MAPOutputLayers
@@ -126,31 +126,40 @@ class WindowROIHeads(ROIHeads):
             return self.box_predictor.inference(
                 lambda windows: self.score_windows(features, windows), proposals
             ), {}
+        windows, targets = self.training_windows(proposals, targets)
+        windows, outputs = self.score_to_train(features, windows)
+        losses = self.box_predictor.losses(outputs, windows, targets)
+        self._watch(windows)
+        return windows, losses
+
+    def training_windows(
+        self, proposals: list[Instances], targets: list[Instances] | None
+    ) -> tuple[list[Instances], list[Instances]]:
+        """
+        The windows of :meth:`label_and_sample_proposals`, and the targets with gt_difficult: also
+        those that no window matches, since they count in AP's number of objects.
+        """
         if targets is None:
             raise ValueError("targets: expected the objects of each image in training, got None")
         targets = [_with_difficult(x) for x in targets]
         if self.proposal_append_gt:
             # As Boxes, which Detectron2 0.5 and 0.6 both take.
             proposals = add_ground_truth_to_proposals([x.gt_boxes for x in targets], proposals)
-        windows = self.label_and_sample_proposals(proposals, targets)
-        windows, losses = self.train_on(features, windows, targets)
+        return self.label_and_sample_proposals(proposals, targets), targets
+
+    def score_to_train(
+        self, features: dict[str, torch.Tensor], windows: list[Instances]
+    ) -> tuple[list[Instances], WindowOutputs]:
+        """Those of the labelled windows that train, and what the predictor says of them."""
+        return windows, self.score_windows(features, windows)
+
+    def _watch(self, windows: list[Instances]) -> None:
+        """Puts how many windows of an image train, over objects and over nothing."""
         num_foreground = sum(int((x.gt_classes < self.num_classes).sum()) for x in windows)
         num_background = sum(len(x) for x in windows) - num_foreground
         storage = get_event_storage()
         storage.put_scalar("roi_head/num_fg_samples", num_foreground / len(windows))
         storage.put_scalar("roi_head/num_bg_samples", num_background / len(windows))
-        return windows, losses
-
-    def train_on(
-        self,
-        features: dict[str, torch.Tensor],
-        windows: list[Instances],
-        targets: list[Instances],
-    ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
-        """The windows that train and the losses; `windows` have their labels."""
-        outputs = self.score_windows(features, windows)
-        # All objects go along, also those that no window matches: they count in AP's num_gt.
-        return windows, self.box_predictor.losses(outputs, windows, targets)
 
     @torch.no_grad()
     def score_read_only(
@@ -173,11 +182,11 @@ class WindowROIHeads(ROIHeads):
             # without a graph would cut the ordinary pass off from the weights.
             torch.clear_autocast_cache()
 
-    def choose_hard(
+    def mine_hard_proposals(
         self, losses: torch.Tensor, windows: list[Instances]
     ) -> tuple[torch.Tensor, list[Instances]]:
-        """:func:`maploss.modeling.hard_windows.choose_hard` as configured."""
-        return choose_hard(
+        """:func:`maploss.modeling.hard_example_mining.mine_hard_proposals` as configured."""
+        return mine_hard_proposals(
             losses,
             windows,
             self.batch_size_per_image,
@@ -304,27 +313,65 @@ class MAPROIHeads(WindowROIHeads):
         ret["windows"] = cfg.MODEL.MAP_LOSS.WINDOWS
         return ret
 
-    def train_on(self, features, windows, targets):
-        """As :class:`WindowROIHeads`."""
-        if not self.is_hard:
-            return super().train_on(features, windows, targets)
-        outputs = self.score_read_only(features, windows)
-        check_finite(outputs.scores.sum(dim=1), windows, "sum of scores")
-        with torch.enable_grad():
-            scores = outputs.scores.requires_grad_()
-            losses = self.box_predictor.score_losses(outputs, windows, targets)
-            if not losses:  # collected, for later passes to rank
-                return windows, losses
-            (gradient,) = torch.autograd.grad(sum(losses.values()), scores)
-        inds, hard = self.choose_hard(gradient.abs().sum(dim=1), windows)
-        outputs = self.score_windows(features, hard)
-        losses = {name: loss.detach() for name, loss in losses.items()}
-        # Adds nothing to the loss, and to its gradient what the chosen windows have of it.
-        change = outputs.scores - outputs.scores.detach()
-        losses["loss_map"] = losses["loss_map"] + (carried_gradient(gradient, inds) * change).sum()
-        if self.box_predictor.bbox_pred is not None:
-            losses["loss_box_reg"] = self.box_predictor.box_loss(outputs, hard)
-        return hard, losses
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, torch.Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+        gradient_cache: GradientCache | None = None,
+    ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
+        """
+        As :class:`WindowROIHeads`.
+
+        Args: gradient_cache: of these proposals, ranked before with others; None ranks them.
+        """
+        if not self.training:
+            return super().forward(images, features, proposals)
+        windows, targets = self.training_windows(proposals, targets)
+        if self.is_hard:
+            windows, gradient_cache = self._mine(features, windows, targets, gradient_cache)
+        outputs = self.score_windows(features, windows)
+        losses = self.box_predictor.losses(outputs, windows, targets, gradient_cache)
+        self._watch(windows)
+        return windows, losses
+
+    def loss_inputs(
+        self,
+        features: dict[str, torch.Tensor],
+        proposals: list[Instances],
+        targets: list[Instances],
+    ) -> LossInputs:
+        """What the loss ranks of a minibatch; arguments as for :meth:`forward`."""
+        return self._score_to_rank(features, *self.training_windows(proposals, targets))
+
+    def _score_to_rank(
+        self,
+        features: dict[str, torch.Tensor],
+        windows: list[Instances],
+        targets: list[Instances],
+    ) -> LossInputs:
+        score = self.score_read_only if self.is_hard else self.score_windows
+        outputs = score(features, windows)
+        if self.is_hard:
+            check_finite(outputs.scores.sum(dim=1), windows, "sum of scores")
+        return self.box_predictor.loss_inputs(outputs, windows, targets)
+
+    def _mine(
+        self,
+        features: dict[str, torch.Tensor],
+        windows: list[Instances],
+        targets: list[Instances],
+        gradient_cache: GradientCache | None,
+    ) -> tuple[list[Instances], GradientCache]:
+        """The windows whose scores have the largest gradient of all, and what they carry of it."""
+        inputs = self._score_to_rank(features, windows, targets)
+        if gradient_cache is None:
+            gradient_cache = self.box_predictor.rank(inputs)
+        gradient_cache.check_scores(inputs.scores)
+        sizes = gradient_cache.gradient.abs().sum(dim=1)
+        inds, hard = self.mine_hard_proposals(sizes, windows)
+        return hard, gradient_cache.only(inds)
 
 
 @ROI_HEADS_REGISTRY.register()

@@ -8,7 +8,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from maploss.config import add_maploss_config
 from maploss.modeling import MAPROIHeads
-from maploss.modeling.hard_windows import WindowError, carried_gradient, choose_hard
+from maploss.modeling.hard_example_mining import WindowError, mine_hard_proposals, sparsify_gradient
 
 from tests.modeling.test_roi_heads import (
     EMPTY_BATCHES,
@@ -36,10 +36,10 @@ def ids(hard):
 def test_the_hardest_come_from_all_images_or_from_each():
     windows = make_windows(4, 3)
     losses = torch.tensor([9.0, 8, 7, 6, 1, 2, 3])
-    inds, hard = choose_hard(losses, windows, 2, iou_thresh=1.0)
+    inds, hard = mine_hard_proposals(losses, windows, 2, iou_thresh=1.0)
     assert inds.tolist() == [0, 1, 2, 3]
     assert ids(hard) == [[0, 1, 2, 3], []]
-    inds, hard = choose_hard(losses, windows, 2, iou_thresh=1.0, per_image=True)
+    inds, hard = mine_hard_proposals(losses, windows, 2, iou_thresh=1.0, per_image=True)
     assert inds.tolist() == [0, 1, 5, 6]
     assert ids(hard) == [[0, 1], [1, 2]]
 
@@ -49,13 +49,15 @@ def test_windows_at_one_place_are_as_hard_in_two_images_but_not_in_one():
     windows.proposal_boxes.tensor[:] = windows.proposal_boxes.tensor[:1].clone()
     losses = torch.tensor([1.0, 3, 2, 4, 5, 6])
     for per_image in (False, True):
-        inds, hard = choose_hard(losses, [windows, windows], 9, per_image=per_image)
+        inds, hard = mine_hard_proposals(losses, [windows, windows], 9, per_image=per_image)
         assert inds.tolist() == [1, 5]
         assert ids(hard) == [[1], [2]]
 
 
 def test_an_image_may_have_no_windows():
-    inds, hard = choose_hard(torch.tensor([1.0, 2.0]), make_windows(0, 2), 1, per_image=True)
+    inds, hard = mine_hard_proposals(
+        torch.tensor([1.0, 2.0]), make_windows(0, 2), 1, per_image=True
+    )
     assert inds.tolist() == [1]
     assert ids(hard) == [[], [1]]
 
@@ -65,7 +67,7 @@ def test_a_loss_that_is_not_finite_names_window_and_image():
     losses = torch.tensor([1.0, 2, 3, 4, float("inf")])
     box = [round(x, 1) for x in windows[1].proposal_boxes.tensor[1].tolist()]
     with pytest.raises(WindowError) as error:
-        choose_hard(losses, windows, 9)
+        mine_hard_proposals(losses, windows, 9)
     assert error.value.image_ind == 1
     expected = f"image 1 of the minibatch: window {box}: expected a finite loss, got inf"
     assert str(error.value) == expected
@@ -134,7 +136,7 @@ def test_the_windows_are_those_of_the_largest_loss_of_class_and_box(ohem_cfg, st
             own = [y[i : i + 1] if y is x else y[:0] for y in labelled]
             outputs = heads.score_windows(features, own)
             losses.append(sum(predictor.losses(outputs, own, []).values()).item())
-    _, hard = choose_hard(torch.tensor(losses), labelled, 6)
+    _, hard = mine_hard_proposals(torch.tensor(losses), labelled, 6)
     for x, y in zip(hard, chosen, strict=True):
         assert torch.equal(x.proposal_boxes.tensor, y)
 
@@ -255,7 +257,7 @@ def test_the_weights_learn_in_mixed_precision_too(ohem_cfg, storage):
 
 @pytest.fixture
 def map_cfg(tiny_cfg):
-    tiny_cfg.MODEL.MAP_LOSS.SCORE_REG_WEIGHT = 1e-3
+    tiny_cfg.MODEL.MAP_LOSS.SCORE_REG.WEIGHT = 1e-3
     return tiny_cfg
 
 
@@ -310,9 +312,9 @@ def test_what_goes_up_in_one_class_and_down_in_another_counts_with_both(
 
     def watch(heads, losses, windows):
         seen.append(losses)
-        return choose_hard(losses, windows, 4)
+        return mine_hard_proposals(losses, windows, 4)
 
-    monkeypatch.setattr(MAPROIHeads, "choose_hard", watch)
+    monkeypatch.setattr(MAPROIHeads, "mine_hard_proposals", watch)
     score_gradients(map_cfg, make_batch())
     torch.testing.assert_close(seen[0], of_all.abs().sum(dim=1))
     assert not torch.allclose(seen[0], of_all.sum(dim=1).abs())
@@ -328,7 +330,7 @@ def test_few_hard_windows_carry_their_part_of_the_gradient_of_all(map_cfg, stora
     losses, (of_hard,) = score_gradients(map_cfg, batch)
     torch.testing.assert_close(losses, expected)
     largest = of_all.abs().sum(dim=1).topk(12)[1].sort()[0]
-    torch.testing.assert_close(of_hard, carried_gradient(of_all, largest))
+    torch.testing.assert_close(of_hard, sparsify_gradient(of_all, largest))
     assert (of_hard != 0).any()
 
 
@@ -336,13 +338,13 @@ def test_pushes_up_and_down_keep_their_sums_in_each_class():
     gradient = torch.tensor(
         [[3.0, 1, 0, 2], [1, -1, 0, 2], [-2, 0, 0, -1], [-1, 0, 0, -3], [-1, 0, 0, 0]]
     )
-    carried = carried_gradient(gradient, torch.tensor([0, 2]))
+    carried = sparsify_gradient(gradient, torch.tensor([0, 2]))
     # Class 0: 4 up and 4 down; class 1: nobody of the chosen pushes down; class 2: nothing.
     expected = [[4.0, 0, 0, 4], [-4, 0, 0, -4]]
     torch.testing.assert_close(carried, torch.tensor(expected))
     one_sided = torch.tensor([[1.0], [2.0]])  # as the regulariser's may be
-    assert carried_gradient(one_sided, torch.tensor([1])).tolist() == [[3.0]]
-    torch.testing.assert_close(carried_gradient(gradient, torch.arange(5)), gradient)
+    assert sparsify_gradient(one_sided, torch.tensor([1])).tolist() == [[3.0]]
+    torch.testing.assert_close(sparsify_gradient(gradient, torch.arange(5)), gradient)
 
 
 def test_detectron2s_own_faster_rcnn_needs_one_line(storage):

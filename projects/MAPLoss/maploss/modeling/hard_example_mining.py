@@ -22,7 +22,7 @@ class WindowError(FloatingPointError):
         self.reason = reason
 
 
-def choose_hard(
+def mine_hard_proposals(
     losses: torch.Tensor,
     windows: list[Instances],
     num_per_image: int,
@@ -62,7 +62,7 @@ def choose_hard(
     return torch.cat(chosen), hard
 
 
-def carried_gradient(gradient: torch.Tensor, inds: torch.Tensor) -> torch.Tensor:
+def sparsify_gradient(gradient: torch.Tensor, inds: torch.Tensor) -> torch.Tensor:
     """
     What some windows carry of a gradient by the scores of all.
 

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the keys of MODEL.MAP_LOSS to the loss."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from ..layers import MAPLoss, MAPLossSettings
+
+logger = logging.getLogger(__name__)
+
+
+def map_loss_from_config(cfg: CfgNode) -> MAPLoss:
+    """
+    The loss of MODEL.MAP_LOSS, whose NMS is MODEL.ROI_HEADS.NMS_THRESH_TEST.
+
+    Raises:
+        ValueError, TypeError: a value out of its range, also of a gradient that is not chosen; the
+            message begins with the name of the key's group.
+    """
+    keys = cfg.MODEL.MAP_LOSS
+    settings = settings_from_config(cfg)
+    with _naming("MODEL.MAP_LOSS"):
+        return MAPLoss(
+            settings,
+            score_reg_weight=keys.SCORE_REG.WEIGHT,
+            score_reg_power=keys.SCORE_REG.POWER,
+            memory_size=keys.MEMORY,
+        )
+
+
+def settings_from_config(cfg: CfgNode) -> MAPLossSettings:
+    """
+    Of the groups ERROR_DRIVEN, NEAREST_STEPS and LOG_SPACE, those that are chosen take part.
+
+    Raises:
+        ValueError, TypeError: as :func:`map_loss_from_config`.
+    """
+    keys = cfg.MODEL.MAP_LOSS
+    error_driven = {"margin": keys.ERROR_DRIVEN.MARGIN}
+    steps = {"min_delta": keys.NEAREST_STEPS.MIN_DELTA, "pairing": keys.NEAREST_STEPS.PAIRING}
+    log_space = {"eps": keys.LOG_SPACE.EPS}
+    nms = {"nms_thresh": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST}
+    with _naming("MODEL.MAP_LOSS.ERROR_DRIVEN"):
+        MAPLossSettings(**error_driven)
+    with _naming("MODEL.MAP_LOSS.NEAREST_STEPS"):
+        MAPLossSettings(gradient="mee", **steps)
+    with _naming("MODEL.MAP_LOSS.LOG_SPACE"):
+        MAPLossSettings(**log_space)
+    with _naming("MODEL.ROI_HEADS.NMS_THRESH_TEST"):
+        MAPLossSettings(**nms)
+    chosen = {"iou_threshs": keys.IOU_THRESHS} if keys.IOU_THRESHS is not None else {}
+    chosen |= error_driven if keys.GRADIENT == "error_driven" else steps
+    chosen |= log_space if keys.LOG_SPACE.ENABLED else {}
+    ap_type = ap_type_from_config(cfg)
+    with _naming("MODEL.MAP_LOSS"):
+        return MAPLossSettings(
+            ap_type=ap_type,
+            gradient=keys.GRADIENT,
+            transitivity=keys.TRANSITIVITY,
+            grad_clip=keys.GRAD_CLIP or None,
+            log_space=keys.LOG_SPACE.ENABLED,
+            **chosen,
+            **nms,
+        )
+
+
+def ap_type_from_config(cfg: CfgNode) -> str:
+    """
+    MODEL.MAP_LOSS.AP_TYPE, or if that is "auto", `ap_type` of the first data set's metadata.
+
+    Raises:
+        ValueError: "auto", and there is no data set or its metadata has no ap_type.
+    """
+    ap_type = cfg.MODEL.MAP_LOSS.AP_TYPE
+    if ap_type != "auto":
+        return ap_type
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    ap_type = MetadataCatalog.get(names[0]).get("ap_type", None) if names else None
+    if ap_type is None:
+        raise ValueError(
+            "MODEL.MAP_LOSS.AP_TYPE 'auto': expected `ap_type` in the metadata of "
+            f"{repr(names[0]) if names else 'DATASETS.TRAIN[0]'}, got none; "
+            "set AP_TYPE to 'area', 'voc07' or 'coco101'"
+        )
+    logger.info(f"AP type of the loss: {ap_type!r}, as in the evaluation of {names[0]!r}")
+    return ap_type
+
+
+@contextlib.contextmanager
+def _naming(group: str) -> Iterator[None]:
+    """Errors begin with the group of keys that they are of."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{group}: {error}") from error

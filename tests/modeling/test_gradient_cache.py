@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.structures import Boxes, Instances
+from maploss.layers import MAPLoss, map_loss
+from maploss.modeling import MAPOutputLayers
+from maploss.modeling.gradient_cache import GradientCache, LossInputs
+from maploss.modeling.hard_example_mining import sparsify_gradient
+from maploss.modeling.output_layers import WindowOutputs
+
+
+def inputs_of_pass(seed: int, num_windows: int) -> LossInputs:
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(num_windows, 2, generator=generator) * 40
+    boxes = torch.cat([corner, corner + 20], 1)
+    return LossInputs(
+        torch.randn(num_windows, 3, generator=generator, requires_grad=True),
+        boxes,
+        torch.arange(num_windows) % 2,
+        boxes[:2] + 1,
+        torch.tensor([0, seed % 3]),
+        torch.tensor([0, 1]),
+        torch.tensor([False, False]),
+    )
+
+
+def losses_of(inputs: LossInputs) -> dict:
+    return {"loss_map": map_loss(*inputs)[0], "loss_score_reg": 0.1 * inputs.scores.square().sum()}
+
+
+def cache_of(passes: list[LossInputs], num_images: int = 2) -> list[GradientCache]:
+    joined = LossInputs.join(passes, [num_images] * len(passes))
+    scores = joined.scores.detach().requires_grad_()
+    losses = losses_of(joined._replace(scores=scores))
+    (gradient,) = torch.autograd.grad(sum(losses.values()), scores)
+    values = {name: loss.detach() for name, loss in losses.items()}
+    cache = GradientCache(values, gradient, len(scores), scores.detach())
+    return cache.split([len(x.scores) for x in passes])
+
+
+def test_passes_have_the_gradient_of_all_and_its_value():
+    passes = [inputs_of_pass(0, 12), inputs_of_pass(1, 20)]
+    caches = cache_of(passes)
+    assert [x.num_windows for x in caches] == [16, 16]
+    joined = LossInputs(*(torch.cat(x) for x in zip(*passes, strict=True)))
+    ids = torch.cat([passes[0].image_ids, passes[1].image_ids + 2])
+    joined = joined._replace(image_ids=ids, gt_image_ids=torch.arange(4))
+    expected = losses_of(joined)
+    sum(expected.values()).backward()
+    wanted = [x.scores.grad.clone() for x in passes]
+    for inputs, cache, gradient in zip(passes, caches, wanted, strict=True):
+        inputs.scores.grad = None
+        losses = cache.losses(inputs.scores)
+        assert float(losses["loss_map"].detach()) == pytest.approx(float(expected["loss_map"]))
+        assert float(losses["loss_score_reg"]) == pytest.approx(float(expected["loss_score_reg"]))
+        # The mean over the passes.
+        (sum(losses.values()) / 2).backward()
+        torch.testing.assert_close(inputs.scores.grad, gradient)
+
+
+def test_other_windows_in_the_second_round_are_noticed():
+    (cache,) = cache_of([inputs_of_pass(0, 12)])
+    with pytest.raises(RuntimeError, match=r"first round, \(12, 3\), got others, \(13, 3\)"):
+        cache.losses(inputs_of_pass(0, 13).scores)
+    with pytest.raises(RuntimeError, match="expected those of the first round"):
+        cache.losses(inputs_of_pass(1, 12).scores)
+    cache.losses(inputs_of_pass(0, 12).scores * (1 + 1e-4))
+
+
+def test_a_pass_without_windows_takes_part():
+    passes = [
+        inputs_of_pass(0, 12),
+        inputs_of_pass(1, 0)._replace(
+            gt_boxes=torch.zeros(0, 4),
+            gt_classes=torch.zeros(0, dtype=torch.int64),
+            gt_image_ids=torch.zeros(0, dtype=torch.int64),
+            gt_difficult=torch.zeros(0) > 0,
+        ),
+    ]
+    for inputs, cache in zip(passes, cache_of(passes), strict=True):
+        sum(cache.losses(inputs.scores).values()).backward()
+    assert passes[0].scores.grad.abs().sum() > 0
+
+
+def test_hard_windows_carry_the_sparse_gradient_whatever_their_scores_in_training_are():
+    inputs, inds = inputs_of_pass(0, 12), torch.tensor([1, 4, 5, 9])
+    (cache,) = cache_of([inputs])
+    hard = cache.only(inds)
+    assert hard.num_windows == 4
+    scores = inputs_of_pass(7, 4).scores  # as with dropout
+    losses = hard.losses(scores)
+    assert float(losses["loss_map"].detach()) == float(cache.values["loss_map"])
+    sum(losses.values()).backward()
+    torch.testing.assert_close(scores.grad, sparsify_gradient(cache.gradient, inds))
+
+
+def test_a_cache_of_the_predictor_gives_the_losses_and_gradient_of_ranking_at_once(storage):
+    loss = MAPLoss(score_reg_weight=0.1)
+    predictor = MAPOutputLayers(ShapeSpec(channels=5), num_classes=3, map_loss=loss)
+    windows = []
+    for i in range(2):
+        boxes = inputs_of_pass(i, 12).boxes
+        own, objects = Instances((60, 60)), Instances((60, 60))
+        own.proposal_boxes, objects.gt_boxes = Boxes(boxes), Boxes(boxes[:2] + 1)
+        objects.gt_classes, objects.gt_difficult = torch.tensor([0, 2]), torch.tensor([0, 0])
+        windows.append((own, objects))
+    proposals, targets = (list(x) for x in zip(*windows, strict=True))
+    gradients, values = [], []
+    for is_cached in (False, True):
+        scores = inputs_of_pass(3, 24).scores
+        outputs = WindowOutputs(scores)
+        cache = None
+        if is_cached:
+            inputs = predictor.loss_inputs(outputs, proposals, targets)
+            cache = predictor.rank(inputs)
+            assert not cache.gradient.requires_grad
+            assert scores.grad is None
+        losses = predictor.losses(outputs, proposals, targets, cache)
+        values.append({name: x.detach() for name, x in losses.items()})
+        sum(losses.values()).backward()
+        gradients.append(scores.grad)
+    torch.testing.assert_close(values[0], values[1])
+    torch.testing.assert_close(gradients[0], gradients[1])
+    assert gradients[0].abs().max() > 0.1
