@@ -73,7 +73,9 @@ def images(seed: int, num: int = 4) -> list[dict]:
     return inputs
 
 
-def train(overrides: list[str], sizes: list[int], num_updates: int = 2) -> tuple[dict, dict]:
+def train(
+    overrides: list[str], sizes: list[int], num_updates: int = 2, is_amp: bool = False
+) -> tuple[dict, dict]:
     """
     Parameters and mean losses after updates of 4 images each, `sizes` of them in each pass; each
     process has its share of a pass.
@@ -95,7 +97,9 @@ def train(overrides: list[str], sizes: list[int], num_updates: int = 2) -> tuple
     if comm.get_world_size() > 1:
         parallel = DistributedDataParallel(model, broadcast_buffers=False)
     optimizer = build_optimizer(cfg, model)
-    trainer = AccumulatingTrainer(parallel, batches, optimizer, num_passes=len(sizes))
+    trainer = AccumulatingTrainer(
+        parallel, batches, optimizer, num_passes=len(sizes), is_amp=is_amp
+    )
     with EventStorage() as storage:
         for trainer.iter in range(num_updates):
             trainer.run_step()
@@ -153,3 +157,19 @@ def test_hard_windows_are_chosen_pass_by_pass_from_one_ranking():
     passes, expected = (train(hard, sizes, num_updates=1) for sizes in ([2, 2], [4]))
     assert passes[1] == pytest.approx(expected[1], abs=1e-6)
     assert passes[1] != train(hard, [2], num_updates=1)[1]
+
+
+def test_several_passes_need_the_meta_architecture_that_tells_what_is_ranked():
+    own = ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"]
+    train(own, [4], num_updates=1)
+    with pytest.raises(ValueError, match=r"ARCHITECTURE: expected MAPRCNN .*, got Generalized"):
+        train(own, [2, 2])
+    train([*own, "MODEL.ROI_HEADS.NAME", "SoftmaxROIHeads"], [2, 2], num_updates=1)
+
+
+def test_passes_learn_in_mixed_precision():
+    start = train([], [2, 2], num_updates=0)[0]
+    found = train([], [2, 2], num_updates=1, is_amp=True)[0]
+    for layer in ("box_predictor.cls_score", "box_head.fc1"):
+        key = f"roi_heads.{layer}.weight"
+        assert (found[key] - start[key]).abs().max() > 1e-5

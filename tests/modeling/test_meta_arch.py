@@ -3,6 +3,9 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from tests.modeling.test_roi_heads import make_batch, make_model
 
 
 def make_input(**changes):
@@ -71,3 +74,62 @@ def test_objects_are_not_difficult_unless_the_mapper_says_so(tiny_cfg, storage):
     inputs = make_input()
     assert torch.isfinite(sum(build_model(tiny_cfg)([inputs]).values()))
     assert not inputs["instances"].has("gt_difficult")
+
+
+def losses_of(cfg, name, inputs):
+    cfg.MODEL.META_ARCHITECTURE = name
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    torch.manual_seed(1)
+    with EventStorage(), torch.no_grad():
+        return model(inputs)
+
+
+@pytest.mark.parametrize("proposals", ["PrecomputedProposals", "RPN"])
+@pytest.mark.parametrize("heads", ["MAPROIHeads", "SoftmaxROIHeads"])
+def test_the_losses_are_those_of_detectron2s_own_meta_architecture(
+    fpn_cfg, make_inputs, proposals, heads
+):
+    fpn_cfg.MODEL.PROPOSAL_GENERATOR.NAME = proposals
+    fpn_cfg.MODEL.ROI_HEADS.NAME = heads
+    inputs = make_inputs()
+    expected = losses_of(fpn_cfg, "GeneralizedRCNN", inputs)
+    losses = losses_of(fpn_cfg, "MAPRCNN", inputs)
+    torch.testing.assert_close(losses, expected)
+    assert len(losses) >= (4 if proposals == "RPN" else 2)
+
+
+def test_what_the_loss_ranks_is_what_it_ranks_in_the_pass_that_trains(tiny_cfg, storage):
+    tiny_cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 6
+    tiny_cfg.MODEL.ROI_BOX_HEAD.NAME = "FullyConnectedHead"  # with dropout
+    tiny_cfg.MODEL.ROI_BOX_HEAD.FC_DIMS = [16]
+    model, batch, seen = make_model(tiny_cfg, "MAPROIHeads"), make_batch(), []
+    loss = model.roi_heads.box_predictor.map_loss
+    loss.register_forward_pre_hook(lambda module, args: seen.append(args))
+    torch.manual_seed(0)
+    inputs = model.loss_inputs(batch)
+    assert not seen
+    torch.manual_seed(0)
+    model(batch)
+    for value, expected in zip(inputs, seen[0], strict=True):
+        assert torch.equal(value, expected)
+    torch.manual_seed(1)
+    assert not torch.equal(model.loss_inputs(batch).scores, inputs.scores)
+
+
+def test_scores_that_are_not_finite_name_the_image_before_they_are_ranked_too(tiny_cfg, storage):
+    tiny_cfg.MODEL.MAP_LOSS.WINDOWS = "hard"
+    model = make_model(tiny_cfg, "MAPROIHeads")
+    torch.nn.init.constant_(model.roi_heads.box_predictor.cls_score.bias, float("inf"))
+    with pytest.raises(FloatingPointError, match=r"^image x\.png: window \[.* sum of scores, got"):
+        model.loss_inputs(make_batch())
+
+
+def test_training_is_pictured_where_the_config_asks_for_it(fpn_cfg, make_inputs):
+    fpn_cfg.MODEL.PROPOSAL_GENERATOR.NAME = "RPN"
+    for period, expected in ((0, 0), (1, 1)):
+        fpn_cfg.VIS_PERIOD = period
+        model = build_model(fpn_cfg)
+        with EventStorage() as storage:
+            model(make_inputs())
+        assert len(storage._vis_data) == expected

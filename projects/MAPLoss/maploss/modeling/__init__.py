@@ -3,6 +3,7 @@
 
 from .box_head import FullyConnectedHead, NormalizedConvFCHead
 from .map_output_layers import MAPOutputLayers
+from .map_roi_heads import MAPROIHeads
 from .meta_arch import MAPRCNN
 from .ohem_roi_heads import OHEMROIHeads
 from .output_layers import SoftmaxOutputLayers
@@ -10,7 +11,7 @@ from .plain_convnet import PlainConvNet
 from .ranking_dense import IgnoringRPN, RankingRetinaNet, RankingRPN
 from .ranking_loss import RankingLoss
 from .ranking_roi_heads import RankingOutputLayers, RankingROIHeads
-from .roi_heads import MAPROIHeads, SoftmaxROIHeads
+from .roi_heads import SoftmaxROIHeads
 from .small_convnet import SmallConvNet
 from .squeezenet import SqueezeNet
 

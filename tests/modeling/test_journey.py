@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many calls of this project lie between a training step and its loss."""
+
+import sys
+from pathlib import Path
+
+import maploss
+import pytest
+
+from tests.modeling.test_roi_heads import make_batch, make_model
+
+PACKAGE = str(Path(maploss.__file__).parent)
+TO_THE_LOSS = [
+    "MAPRCNN.forward",
+    "MAPROIHeads.forward",
+    "MAPOutputLayers.losses",
+    "MAPLoss.forward",
+    "map_loss",
+]
+
+
+def journeys(call, *names):
+    """Of functions of the package, by name: the calls of the package around the first call."""
+    found = {}
+
+    def look(frame, event, arg):
+        name = frame.f_code.co_name
+        if event == "call" and name in names and name not in found and is_own(frame):
+            found[name] = [called(x) for x in stack(frame) if is_own(x)]
+
+    def stack(frame):
+        return [*(stack(frame.f_back) if frame.f_back else []), frame]
+
+    def is_own(frame):
+        return frame.f_code.co_filename.startswith(PACKAGE)
+
+    def called(frame):
+        owner = frame.f_locals.get("self")
+        name = frame.f_code.co_name
+        return name if owner is None else f"{type(owner).__name__}.{name}"
+
+    sys.setprofile(look)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("gradient", "formula"),
+    [("error_driven", "error_driven_gradient"), ("mee", "pseudo_gradient")],
+)
+def test_the_loss_is_five_calls_away_and_the_formula_of_its_gradient_eight(
+    tiny_cfg, storage, gradient, formula
+):
+    tiny_cfg.MODEL.MAP_LOSS.GRADIENT = gradient
+    model, batch = make_model(tiny_cfg, "MAPROIHeads"), make_batch()
+    found = journeys(lambda: model(batch), "map_loss", formula)
+    assert found["map_loss"] == TO_THE_LOSS
+    assert found[formula][: len(TO_THE_LOSS)] == TO_THE_LOSS
+    assert len(found[formula]) <= 8
