@@ -10,7 +10,6 @@ from torch.utils.hooks import RemovableHandle
 
 from ..layers import MAPLossStats, precision_recall
 from ..modeling.gradient_cache import LossInputs
-from ..modeling.loss_stats import class_detections
 from ..modeling.map_output_layers import map_output_layers_of
 from ..visualization import gradient_picture, minibatch_pr_picture
 
@@ -68,7 +67,7 @@ class LossPictures(HookBase):
         curves = {}
         for c, ap in enumerate(stats.ap_per_class.tolist()):
             if not math.isnan(ap):
-                precision, recall = precision_recall(*class_detections(stats, c))
+                precision, recall = precision_recall(*stats.class_detections(c))
                 curves[names[c]] = (precision.cpu(), recall.cpu(), ap)
         pictures = {"minibatch PR curves": minibatch_pr_picture(curves, float(stats.map))}
         sizes = stats.gradient.abs()

@@ -19,7 +19,6 @@ from ..layers.checks import check_choice
 from ..layers.surrogate_gradient import scale_gradient
 from .box_regressor import box_predictor_of
 from .gradient_cache import GradientCache, LossInputs
-from .loss_stats import overlap_ap, seconds
 from .map_loss_config import map_loss_from_config
 from .output_layers import WindowOutputLayers, WindowOutputs, image_inds
 
@@ -147,9 +146,8 @@ class MAPOutputLayers(WindowOutputLayers):
             "map/clipped_share": stats.clipped_share,
             "map/largest_score": scores.abs().max() if scores.numel() else scores.new_zeros(()),
         }
-        ap = overlap_ap(stats)
-        if len(ap) > 1:
-            overlaps = zip(self.map_loss.settings.iou_threshs, ap, strict=True)
+        if len(stats.ap) > 1:
+            overlaps = zip(self.map_loss.settings.iou_threshs, stats.ap, strict=True)
             watched |= {f"map_per_overlap/{x:.2f}": y.nansum() / len(y) for x, y in overlaps}
         named_ap = zip(self.class_names, stats.ap_per_class, strict=True)
         watched |= {f"map_per_class/{name}": ap for name, ap in named_ap}
@@ -164,7 +162,7 @@ class MAPOutputLayers(WindowOutputLayers):
                 # Of the last minibatch that had the class: what is not put in each iteration gets
                 # lines of its own in metrics.json.
                 storage.put_scalar(name, last[name][0])
-        for part, value in seconds(stats).items():
+        for part, value in stats.seconds().items():
             storage.put_scalar(f"map_seconds/{part}", value)
 
     def box_loss(
