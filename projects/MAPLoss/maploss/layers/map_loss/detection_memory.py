@@ -65,7 +65,7 @@ class DetectionMemory:
         for detections, _, num_objects in self._minibatches:
             # Each by itself: those of a checkpoint are on the CPU.
             found, *inds, is_kept = (x.to(scores.device) for x in detections)
-            moved = Detections(found.to(scores), *(x.long() for x in inds), is_kept)
+            moved = Detections._make([found.to(scores), *(x.long() for x in inds), is_kept])
             parts.append(moved.shift_objects(first))
             first += num_objects
         num_gt = sum(x.num_gt.to(scores.device) for x in self._minibatches)
@@ -78,7 +78,6 @@ class DetectionMemory:
     def load_state_dict(self, state: dict) -> None:
         """Takes the last `size` of the minibatches of a state of any size."""
         self._minibatches.clear()
-        self._minibatches.extend(
-            RememberedMinibatch(Detections(*d), num_gt, num)
-            for *d, num_gt, num in state["minibatches"]
-        )
+        for *found, num_gt, num_objects in state["minibatches"]:
+            detections = Detections._make(found)
+            self._minibatches.append(RememberedMinibatch(detections, num_gt, num_objects))

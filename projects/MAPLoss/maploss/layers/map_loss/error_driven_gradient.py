@@ -14,13 +14,15 @@ The gradient is (-1, 0, 1/2, 1/2).
 Shape letters: n detections, q of them over an object, P classes, T overlaps.
 """
 
+from typing import NamedTuple
+
 import torch
 
 from ..average_precision import check_detections
 from ..checks import check_choice, check_mask
 from ..match_detections import UNMATCHED
 from .detections import Detections
-from .rankings import Labels, MatchedDetections, Ranking, label_detections, running_sums
+from .rankings import Labels, Ranking, running_sums
 
 ERROR_DRIVEN_TRANSITIVITIES = ("label_aware", "none")
 # Beyond these float32 scores underflow or overflow.
@@ -100,21 +102,12 @@ def error_driven_gradient(
     levels = (matched_gt != UNMATCHED).long()
     detections = Detections(scores, torch.zeros_like(levels), numbers, levels, is_kept)
     ranking = Ranking.of(detections, matched_gt.new_tensor([num_gt]), len(objects), 1)
-    matched = MatchedDetections.of(ranking)
-    labels = label_detections(ranking, matched)
-    gradient = ranked_error_driven_gradient(
-        ranking, matched, labels, running_sums(labels.is_fp), margin, transitivity
-    )
+    gradient = ranked_error_driven_gradient(ranking, margin, transitivity)
     return ranking.by_input(gradient).to(scores.dtype)
 
 
 def ranked_error_driven_gradient(
-    ranking: Ranking,
-    matched: MatchedDetections,
-    labels: Labels,
-    fps_before: torch.Tensor,
-    margin: float,
-    transitivity: str,
+    ranking: Ranking, margin: float, transitivity: str
 ) -> torch.Tensor:
     """
     :func:`error_driven_gradient` of all classes, the mean over overlaps: (n,) float64 by place.
@@ -123,45 +116,51 @@ def ranked_error_driven_gradient(
     searches. The sums over false positives between are differences of running sums.
 
     Args:
-        ranking, matched, labels: of the same detections.
-        fps_before: (T, n + 1), running sums of the false positives.
-        margin, transitivity: see :func:`error_driven_gradient`.
+        ranking: of all classes.
+        margin: see :func:`error_driven_gradient`.
+        transitivity: see :func:`error_driven_gradient`.
     """
-    at = _score_axis(ranking, margin)
-    place = matched.places
-    own_class = ranking.detections.classes[place]
-    start = ranking.starts[own_class]
-    # Counted from the class's best score: small numbers keep the sums exact.
-    best = torch.nn.functional.pad(at, (0, 1))[ranking.starts]
-    from_best = at - best[ranking.detections.classes]
-    own = from_best[place]
-    # False positives before `near` count as 1, those from `far` on as 0, on a ramp between.
-    near = torch.searchsorted(at, at[place] - 0.5)
-    far = torch.searchsorted(at, at[place] + 0.5)
-    moments_before = running_sums(labels.is_fp * from_best)
-    above = (
-        fps_before[:, near]
-        - fps_before[:, start]
-        + (fps_before[:, far] - fps_before[:, near]) * (own + 0.5)
-        - (moments_before[:, far] - moments_before[:, near])
-    )
+    matched, labels = ranking.matched, ranking.labels
+    place, own_class = matched.places, ranking.detections.classes[matched.places]
+    ramps = _find_ramps(ranking, margin)
+    above = _false_positives_above(labels, ramps)
+    tps_before = running_sums(labels.is_tp)
+    other_tps = tps_before[:, place] - tps_before[:, ramps.start]
+    other_tps -= (labels.tp_at[:, matched.objects] < place).double()
     is_pushed = labels.is_tp[:, place]
     if transitivity == "label_aware":
         is_pushed = is_pushed | (matched.is_matched & ~matched.is_kept)
-    tps_before = running_sums(labels.is_tp)
-    other_tps = tps_before[:, place] - tps_before[:, start]
-    other_tps -= (labels.tp_at[:, matched.objects] < place).double()
     weight = is_pushed / (ranking.num_gt[own_class] * (1 + other_tps + above))
-    # Each false positive gets what all who are pushed take from its place: differences, summed up.
-    constant, slope = torch.zeros_like(fps_before), torch.zeros_like(fps_before)
-    constant.index_add_(1, start, weight)
-    constant.index_add_(1, near, weight * (own - 0.5))
-    constant.index_add_(1, far, weight * (own + 0.5), alpha=-1)
-    slope.index_add_(1, near, weight).index_add_(1, far, weight, alpha=-1)
-    constant, slope = constant.cumsum(1)[:, :-1], slope.cumsum(1)[:, :-1]
-    gradient = (labels.is_fp * (slope * from_best - constant)).sum(0)
+    gradient = -_share_of_false_positives(ranking, ramps, weight).sum(0)
     gradient.index_add_(0, place, (weight * above).sum(0))
     return gradient / ranking.num_overlaps
+
+
+class _Ramps(NamedTuple):
+    """
+    Where H falls from 1 to 0 below each of the q windows over an object: false positives before
+    `near` count as 1, those from `far` on as 0.
+
+    start, near, far: (q,) int64 places, `start` that of the class. own: (q,) and from_best: (n,)
+    float64, how far the score is below the best one of its class, in units of twice the margin.
+    """
+
+    start: torch.Tensor
+    near: torch.Tensor
+    far: torch.Tensor
+    own: torch.Tensor
+    from_best: torch.Tensor
+
+
+def _find_ramps(ranking: Ranking, margin: float) -> _Ramps:
+    place, classes = ranking.matched.places, ranking.detections.classes
+    at = _score_axis(ranking, margin)
+    near = torch.searchsorted(at, at[place] - 0.5)
+    far = torch.searchsorted(at, at[place] + 0.5)
+    # Counted from the class's best score: small numbers keep running sums exact.
+    best = torch.nn.functional.pad(at, (0, 1))[ranking.starts]
+    from_best = at - best[classes]
+    return _Ramps(ranking.starts[classes[place]], near, far, from_best[place], from_best)
 
 
 def _score_axis(ranking: Ranking, margin: float) -> torch.Tensor:
@@ -174,3 +173,40 @@ def _score_axis(ranking: Ranking, margin: float) -> torch.Tensor:
     falls = ((scores[:-1] - scores[1:]) / (2 * margin)).clamp_(max=1)
     steps[1:] = torch.where(classes[1:] == classes[:-1], falls, 1.0)
     return steps.cumsum(0)
+
+
+def _false_positives_above(labels: Labels, ramps: _Ramps) -> torch.Tensor:
+    """(T, q) float64, the sum of H over the false positives of the class."""
+    fps_before, moments_before = labels.fps_before, running_sums(labels.is_fp * ramps.from_best)
+    on_ramp = fps_before[:, ramps.far] - fps_before[:, ramps.near]
+    moments = moments_before[:, ramps.far] - moments_before[:, ramps.near]
+    whole = fps_before[:, ramps.near] - fps_before[:, ramps.start]
+    return whole + on_ramp * (ramps.own + 0.5) - moments
+
+
+def _share_of_false_positives(
+    ranking: Ranking, ramps: _Ramps, weight: torch.Tensor
+) -> torch.Tensor:
+    """
+    (T, n) float64, the sum of w_i H at the place of each false positive; 0 for the others.
+
+    On its stretches w_i H is a constant and a slope: differences where they begin and end, and the
+    running sums of these.
+
+    Args:
+        weight: (T, q), w_i.
+    """
+    is_fp, classes = ranking.labels.is_fp, ranking.detections.classes
+    constant, slope = (torch.zeros_like(ranking.labels.fps_before) for _ in range(2))
+    constant.index_add_(1, ramps.start, weight)
+    constant.index_add_(1, ramps.near, weight * (ramps.own - 0.5))
+    constant.index_add_(1, ramps.far, weight * (ramps.own + 0.5), alpha=-1)
+    slope.index_add_(1, ramps.near, weight).index_add_(1, ramps.far, weight, alpha=-1)
+    constant, slope = constant.cumsum(1)[:, :-1], slope.cumsum(1)[:, :-1]
+    # Past the last `far` of a class there is nothing but rounding.
+    far = torch.where(weight > 0, ramps.far, 0)
+    end = far.new_zeros((len(weight), len(ranking.starts)))
+    end.scatter_reduce_(1, classes[ranking.matched.places].expand(far.shape), far, "amax")
+    places = torch.arange(len(classes), device=classes.device)
+    is_reached = is_fp & (places < end[:, classes])
+    return torch.where(is_reached, constant - slope * ramps.from_best, 0.0).clamp_(min=0)

@@ -18,13 +18,7 @@ from .detections import Detections
 from .distributed import Group
 from .error_driven_gradient import ranked_error_driven_gradient
 from .part_timer import PartTimer
-from .rankings import (
-    MatchedDetections,
-    Ranking,
-    average_precisions,
-    label_detections,
-    running_sums,
-)
+from .rankings import Ranking, average_precisions
 from .settings import MAPLossSettings
 from .step_gradient import step_gradient
 from .windows import Cells, Objects, Windows
@@ -74,8 +68,8 @@ def rank_minibatch(
     timer.start("match")
     candidates, cells = _candidates(windows, objects, pool.ranked, settings)
     timer.start("nms")
-    is_kept, overlaps = _suppress(cells, settings)
-    candidates = candidates._replace(is_kept=is_kept.t().flatten())
+    overlaps = _find_overlaps(cells, settings)
+    candidates = candidates._replace(is_kept=_suppress(cells, overlaps, settings.nms_thresh))
     timer.start("exchange")
     is_told = candidates.is_kept
     if settings.includes_suppressed:
@@ -84,15 +78,10 @@ def rank_minibatch(
     pooled = pool.gather(candidates, told)
     timer.start("ap")
     ranking = Ranking.of(pooled, pool.num_gt, pool.num_objects, len(settings.iou_threshs))
-    matched = MatchedDetections.of(ranking)
-    labels = label_detections(ranking, matched)
-    fps_before = running_sums(labels.is_fp)
-    ap = pool.sum_ap(average_precisions(ranking, labels, fps_before, settings.ap_type))
+    ap = pool.sum_ap(average_precisions(ranking, settings.ap_type))
     timer.start("gradient")
-    if settings.is_error_driven:
-        gradient = ranked_error_driven_gradient(
-            ranking, matched, labels, fps_before, settings.margin, settings.transitivity
-        )
+    if settings.is_error_driven or overlaps is None:
+        gradient = ranked_error_driven_gradient(ranking, settings.margin, settings.transitivity)
         ppd = torch.zeros_like(candidates.scores, dtype=torch.float64)
         ppd[told] = pool.own_gradient(ranking.by_input(gradient))
     else:
@@ -134,18 +123,22 @@ def _candidates(
     return Detections(scores, classes, found, levels, torch.ones_like(found).bool()), cells
 
 
-def _suppress(cells: Cells, settings: MAPLossSettings) -> tuple[torch.Tensor, Overlaps | None]:
-    """(R, P) bool, which windows NMS keeps in each class; the overlaps, where they were needed."""
-    if settings.is_error_driven and _prefers_batched_nms(cells.scores.device):
+def _find_overlaps(cells: Cells, settings: MAPLossSettings) -> Overlaps | None:
+    """
+    The pairs of boxes that suppress each other; None where `batched_nms` works without them.
+
+    On a CPU it is several times slower. Nearest steps take the pairs on any device.
+    """
+    if settings.is_error_driven and cells.scores.device.type != "cpu":
+        return None
+    return cells.find_overlaps(settings.nms_thresh)
+
+
+def _suppress(cells: Cells, overlaps: Overlaps | None, nms_thresh: float) -> torch.Tensor:
+    """(P R,) bool, which windows NMS keeps in each class, class by class."""
+    if overlaps is None:
         scores = cells.scores.flatten()
-        is_kept = keep_by_batched_nms(
-            cells.boxes_of_cells, scores, cells.groups, settings.nms_thresh
-        )
-        return is_kept.view(cells.scores.shape), None
-    overlaps = cells.find_overlaps(settings.nms_thresh)
-    return keep_by_rounds(overlaps, cells.scores_of_boxes).view(cells.scores.shape), overlaps
-
-
-def _prefers_batched_nms(device: torch.device) -> bool:
-    """On a CPU the rounds are several times faster."""
-    return device.type != "cpu"
+        is_kept = keep_by_batched_nms(cells.boxes_of_cells, scores, cells.groups, nms_thresh)
+    else:
+        is_kept = keep_by_rounds(overlaps, cells.scores_of_boxes)
+    return is_kept.view(cells.scores.shape).t().flatten()

@@ -11,8 +11,8 @@ from ..match_detections import UNMATCHED
 from ..nms import Overlaps, best_suppressors, oriented
 from ..steps.nms_ap_steps import ranked_nms_ap_steps
 from ..steps.pseudo_gradient import pseudo_gradient
-from ..steps.steps import Steps
 from ..steps.ranked_windows import RankedWindows
+from ..steps.steps import Steps
 from .detection_pool import DetectionPool
 from .rankings import Ranking
 from .settings import MAPLossSettings
@@ -95,7 +95,10 @@ def ranked_pseudo_gradient(steps, scores, estimator, min_delta, pairing, is_movi
     total = torch.zeros_like(scores, dtype=torch.float64)
     for t in range(len(steps.up_value)):
         cols = []
-        for v, p in ((steps.up_value[t], steps.up_partner[t]), (steps.down_value[t], steps.down_partner[t])):
+        for v, p in (
+            (steps.up_value[t], steps.up_partner[t]),
+            (steps.down_value[t], steps.down_partner[t]),
+        ):
             at = torch.where(p >= 0, scores.double()[p.clamp(min=0)], float("nan"))
             cols.append((at, v, p))
         (ua, uv, up), (da, dv, dp) = cols

@@ -111,9 +111,7 @@ class CounterfactualAP:
                 to[rows] = part
         return outcome
 
-    def _edit(
-        self, source: torch.Tensor, edits: Edits, moves: Moves, width: int
-    ) -> _EditedLists:
+    def _edit(self, source: torch.Tensor, edits: Edits, moves: Moves, width: int) -> _EditedLists:
         """
         Args:
             source: (C,) row of each entry, not falling.
@@ -187,9 +185,7 @@ class CounterfactualAP:
         table.scatter_reduce_(0, cells, torch.where(edits.is_added, edits.place, size), "amin")
         return table[:-1].view(-1, width)
 
-    def _outcome(
-        self, of_list: torch.Tensor, edited: _EditedLists, asks_for_next: bool
-    ) -> Outcome:
+    def _outcome(self, of_list: torch.Tensor, edited: _EditedLists, asks_for_next: bool) -> Outcome:
         num_tp = (edited.tps < self._size).sum(1)
         weights = self._lists.weights_of(of_list, edited.fps.shape[1])
         value = PrecisionEnvelope(edited.fps, num_tp, weights).ap

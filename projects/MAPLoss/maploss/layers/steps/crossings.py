@@ -181,9 +181,7 @@ def _gives_way(lists: DetectionLists, own: ListSteps, next_best: torch.Tensor) -
     return next_best < torch.where(is_stepless, lists.size, own.down_partner)
 
 
-def _is_possible(
-    lists: DetectionLists, who: torch.Tensor, gives_way: torch.Tensor
-) -> torch.Tensor:
+def _is_possible(lists: DetectionLists, who: torch.Tensor, gives_way: torch.Tensor) -> torch.Tensor:
     """(T, B) bool, False for kept windows that have their own step first."""
     is_kept = lists.windows.is_kept[who]
     return ~is_kept | gives_way[:, torch.where(is_kept, lists.kept_before[who], 0)]

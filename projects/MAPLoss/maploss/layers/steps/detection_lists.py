@@ -68,9 +68,7 @@ class DetectionLists:
         self.kept_lists = (first_list + windows.classes[self.kept]).flatten()
         self.matched_lists = first_list + windows.classes[self.matched]
         self.is_matched = windows.gt[:, self.matched] >= 0
-        self.matched_labels = torch.where(
-            self.is_matched, self.object_of[self.matched], self._none
-        )
+        self.matched_labels = torch.where(self.is_matched, self.object_of[self.matched], self._none)
         self.is_matched_kept = self.is_matched & windows.is_kept[self.matched]
         listed = self.matched[windows.is_kept[self.matched].nonzero().squeeze(1)]
         # The kept windows of each object; whether they match it still depends on the overlap.
