@@ -20,6 +20,7 @@ import torch
 from bm_map_loss import Minibatch, make_minibatch, peak_mebibytes, seconds
 from detectron2.structures import Boxes, pairwise_iou
 from maploss.layers import (
+    MAPLossSettings,
     alrp_loss,
     ap_loss,
     direct_ap_loss,
@@ -94,10 +95,10 @@ def run_per_class(case: Case) -> None:
     (sum(losses) / len(present)).backward()
 
 
-def run_map_loss(case: Case, transitivity: str, estimator: str) -> None:
+def run_map_loss(case: Case, settings: MAPLossSettings) -> None:
     """Forward and backward of the mAP loss."""
     scores = case.batch.scores.detach().clone().requires_grad_()
-    loss, _ = map_loss(scores, *case.batch[1:], transitivity=transitivity, estimator=estimator)
+    loss, _ = map_loss(scores, *case.batch[1:], settings=settings)
     loss.backward()
 
 
@@ -127,8 +128,9 @@ def works(case: Case) -> dict[str, Callable[[], None]]:
         for name, (loss, has_quality) in flat.items()
     }
     found["direct_ap"] = partial(run_per_class, case)
-    found["map, pairs"] = partial(run_map_loss, case, "label_aware", "pairs")
-    found["map, mee exact"] = partial(run_map_loss, case, "exact", "mee")
+    exact = MAPLossSettings(gradient="mee", transitivity="exact")
+    found["map, error_driven"] = partial(run_map_loss, case, MAPLossSettings())
+    found["map, mee exact"] = partial(run_map_loss, case, exact)
     return found
 
 

@@ -24,7 +24,8 @@ from report import Row, machine, table
 
 # What --quick calls each with.
 BENCHMARKS = {
-    "bm_map_loss": {"num_images": 4, "num_windows": 250},
+    "bm_map_loss": {"num_images": 4, "num_windows": 250, "repeats": 1},
+    "bm_operations": {"num_windows": 50},
     "bm_training_step": {"steps": 1},
     "bm_ohem": {"steps": 1, "num_windows": 200, "num_turns": 1},
     "bm_ranking_losses": {"num_negatives": 2000, "num_images": 1},

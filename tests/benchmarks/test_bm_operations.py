@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the mAP loss may take of a GPU's time, held on a CPU."""
+
+import pytest
+import torch
+
+CASES = [
+    "error_driven, ten overlaps",
+    "error_driven, one overlap",
+    "mee, label_aware, ten overlaps",
+    "mee, exact, ten overlaps",
+]
+X = torch.arange(6.0)
+MASK, INDEX = X > 2, torch.tensor([0, 0, 3])
+
+
+@pytest.fixture
+def count(load):
+    """The counts of a case by name, or of a function."""
+    benchmark = load("bm_operations")
+    by_name = {case.name: case for case in benchmark.CASES}
+
+    def count(what):
+        if isinstance(what, str):
+            what = benchmark.make_work(by_name[what], torch.device("cpu"))
+        counts = benchmark.count_operations(what)
+        return counts.all.total(), counts.waiting.total()
+
+    return count
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_operations_and_synchronisations_are_within_their_limits(load, count, name):
+    (case,) = (x for x in load("bm_operations").CASES if x.name == name)
+    operations, waiting = count(name)
+    assert operations <= case.most_operations
+    assert waiting <= case.most_waiting
+
+
+def test_neither_classes_nor_overlaps_take_more_operations(load, count):
+    benchmark = load("bm_operations")
+    for large, small in zip(count(benchmark.LARGE), count(benchmark.SMALL), strict=True):
+        assert small == pytest.approx(large, rel=benchmark.MOST_DIFFERENCE)
+
+
+def test_all_cases_are_held(load):
+    assert [case.name for case in load("bm_operations").CASES] == CASES
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda: X.sum().item(),
+        lambda: float(X[0]),
+        lambda: bool(MASK.any()),
+        lambda: X.tolist(),
+        lambda: X.numpy(),
+        lambda: MASK.nonzero(),
+        lambda: torch.where(MASK),
+        lambda: X[MASK],
+        lambda: X.clone().__setitem__(MASK, X[:3]),
+        lambda: X.masked_select(MASK),
+        lambda: X.unique(),
+        lambda: torch.unique_consecutive(X),
+        lambda: torch.bincount(INDEX),
+        lambda: torch.repeat_interleave(INDEX),
+        lambda: X[:3].repeat_interleave(INDEX),
+        lambda: torch.equal(X, X),
+    ],
+)
+def test_what_the_host_must_read_is_one_synchronisation(count, work):
+    assert count(work)[1] == 1
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda: X.clone().__setitem__(MASK, 0.0),
+        lambda: X[INDEX],
+        lambda: X[:3].repeat_interleave(INDEX, output_size=3),
+        lambda: torch.where(MASK, X, 0.0),
+        lambda: X.sort(),
+        lambda: X.masked_fill(MASK, 1.0),
+        lambda: torch.searchsorted(X, X),
+    ],
+)
+def test_what_stays_on_the_device_is_no_synchronisation(count, work):
+    operations, waiting = count(work)
+    assert waiting == 0
+    assert operations > 0
+
+
+def test_backward_counts_too_and_each_call_once(count):
+    def forward_and_backward():
+        x = X.clone().requires_grad_()  # 1
+        (x * x).sum().backward()  # 2, then at least ones, expand, 2 mul and an add
+
+    assert 8 <= count(forward_and_backward)[0] <= 10
