@@ -23,10 +23,10 @@ from maploss.engine import (
     CheckedTrainer,
     build_optimizer,
     build_test_loader,
+    freeze_except,
     load_config,
     load_for_evaluation,
     prepare_config,
-    train_only,
 )
 from maploss.evaluation import APEvaluator
 
@@ -37,7 +37,7 @@ class Trainer(CheckedTrainer):
     @classmethod
     def build_model(cls, cfg):
         model = super().build_model(cfg)
-        train_only(model, cfg.MODEL.TRAIN_ONLY)
+        freeze_except(model, cfg.MODEL.TRAIN_ONLY)
         return model
 
     build_optimizer = staticmethod(build_optimizer)

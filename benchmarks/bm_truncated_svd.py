@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from detectron2.layers import ShapeSpec
 from maploss.modeling import FullyConnectedHead
-from maploss.modeling.compression import make_thin
+from maploss.modeling.compression import factorize_linear
 from report import Row, machine, table
 
 
@@ -34,7 +34,7 @@ def measure(
         name: FullyConnectedHead(shape, fc_dims=[4096, 4096], dropout=0.5).eval()
         for name in ("whole", "compressed")
     }
-    make_thin(heads["compressed"], ranks)
+    factorize_linear(heads["compressed"], ranks)
     for head in heads.values():
         head.to(device)
     features = torch.rand(num_windows, 512, 7, 7, device=device)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from maploss.config import add_maploss_config
-from maploss.engine import build_optimizer, train_only
+from maploss.engine import build_optimizer, freeze_except
 
 
 def config(**solver):
@@ -54,12 +54,12 @@ def test_another_name_is_named():
 
 def test_only_the_named_parameters_train_and_frozen_ones_stay_frozen():
     model = small_model()
-    train_only(model, [])
+    freeze_except(model, [])
     assert [x.requires_grad for x in model.parameters()] == [True, False, True, True]
-    train_only(model, ["0.", "1.w"])
+    freeze_except(model, ["0.", "1.w"])
     assert [x.requires_grad for x in model.parameters()] == [True, False, True, False]
 
 
 def test_a_beginning_that_no_parameter_has_is_told():
     with pytest.raises(ValueError, match=r"TRAIN_ONLY: expected .*'1\.bias', got 'fc6'"):
-        train_only(small_model(), ["0.", "fc6"])
+        freeze_except(small_model(), ["0.", "fc6"])

@@ -7,7 +7,7 @@ from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead
 from maploss.engine import load_config, load_for_evaluation, load_trained
 from maploss.modeling import FullyConnectedHead
-from maploss.modeling.compression import compress, make_thin
+from maploss.modeling.compression import compress, factorize_linear
 
 SHAPE = ShapeSpec(channels=3, height=2, width=2)
 
@@ -48,7 +48,7 @@ def test_ranks_that_do_not_fit_the_head_are_told():
     with pytest.raises(ValueError, match="fc7: rank: expected 1 to 5"):
         compress(head, [0, 6])
     with pytest.raises(ValueError, match="rank of fc6: expected at most 8, got 9"):
-        make_thin(make_head(FullyConnectedHead), [9, 0])
+        factorize_linear(make_head(FullyConnectedHead), [9, 0])
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY, build_model
 from detectron2.structures import Boxes, Instances
 from maploss.config import add_maploss_config
-from maploss.engine import build_optimizer, load_config, train_only
+from maploss.engine import build_optimizer, freeze_except, load_config
 from maploss.layers import MAPLoss, MAPLossSettings
 from maploss.modeling import MAPOutputLayers
 from maploss.modeling.map_loss_config import map_loss_from_config
@@ -90,7 +90,7 @@ def test_a_config_builds_cuts_no_detections_and_trains(leaves, storage):
     cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 100
     torch.manual_seed(0)
     model = build_model(cfg)
-    train_only(model, cfg.MODEL.TRAIN_ONLY)
+    freeze_except(model, cfg.MODEL.TRAIN_ONLY)
     # Small steps: without clipping or regulariser training may fail, as the paper says it does.
     cfg.SOLVER.BASE_LR /= 100
     optimizer = build_optimizer(cfg, model)

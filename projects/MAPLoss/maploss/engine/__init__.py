@@ -6,7 +6,7 @@ from .box_targets import set_box_targets
 from .checkpoints import load_for_evaluation
 from .load_trained import load_trained
 from .loaders import build_test_loader, training_records
-from .optimizer import build_optimizer, train_only
+from .optimizer import build_optimizer, freeze_except
 from .progress_writer import ProgressWriter
 from .setup import load_config, prepare_config, prepare_device, show_as_at_test
 from .trainer import CheckedTrainer
@@ -16,6 +16,7 @@ __all__ = [
     "ProgressWriter",
     "build_optimizer",
     "build_test_loader",
+    "freeze_except",
     "load_config",
     "load_for_evaluation",
     "load_trained",
@@ -23,6 +24,5 @@ __all__ = [
     "prepare_device",
     "set_box_targets",
     "show_as_at_test",
-    "train_only",
     "training_records",
 ]

@@ -33,7 +33,7 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     return optimizer_class(params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
 
 
-def train_only(model: torch.nn.Module, prefixes: Sequence[str]) -> None:
+def freeze_except(model: torch.nn.Module, prefixes: Sequence[str]) -> None:
     """
     Freezes all parameters but those whose names begin with one of `prefixes`; none freezes nothing.
 

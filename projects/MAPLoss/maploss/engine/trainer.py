@@ -23,7 +23,7 @@ from .checkpoints import loading
 from .failures import NamedWriter, one_line_reason
 from .loaders import training_records
 from .loss_pictures import LossPictures
-from .loss_points import keeping_loss_points
+from .preserve_loss_buffers import preserve_loss_buffers
 from .progress_writer import ProgressWriter
 from .safe_checkpointer import SafeCheckpointer
 
@@ -102,7 +102,7 @@ class CheckedTrainer(DefaultTrainer):
         resume = resume and self.checkpointer.choose_last()
         with (
             loading(self.checkpointer, self.cfg.MODEL.WEIGHTS, resume=resume),
-            keeping_loss_points(self.model),
+            preserve_loss_buffers(self.model),
         ):
             super().resume_or_load(resume=resume)
         # The checkpoints of an older run are no place to go on from, unless this one did.
@@ -146,7 +146,7 @@ class CheckedTrainer(DefaultTrainer):
         return super().train()
 
     def run_step(self) -> None:
-        with self._located():
+        with self._annotate_errors():
             seed_generators(self._seed, _ITERATION, self.iter, comm.get_rank())
             super().run_step()
             if self.cfg.DATALOADER.UNREADABLE_IMAGES == "skip":
@@ -154,7 +154,7 @@ class CheckedTrainer(DefaultTrainer):
                 self.storage.put_scalar("data/skipped_images", sum(counts), smoothing_hint=False)
 
     def after_step(self) -> None:
-        with self._located(is_writing=True):
+        with self._annotate_errors(is_writing=True):
             super().after_step()
 
     def after_train(self) -> None:
@@ -162,11 +162,11 @@ class CheckedTrainer(DefaultTrainer):
             # An iteration failed. Nothing is evaluated after that, even if it was the last one:
             # this rank would wait for others, which wait for it.
             self._hooks = [x for x in self._hooks if isinstance(x, hooks.PeriodicWriter)]
-        with self._located(is_writing=True):
+        with self._annotate_errors(is_writing=True):
             super().after_train()
 
     @contextlib.contextmanager
-    def _located(self, *, is_writing: bool = False) -> Iterator[None]:
+    def _annotate_errors(self, *, is_writing: bool = False) -> Iterator[None]:
         try:
             yield
         except FloatingPointError as error:

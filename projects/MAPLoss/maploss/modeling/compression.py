@@ -23,9 +23,9 @@ class LayerCompression:
     error: float
 
 
-def make_thin(box_head: nn.Module, ranks: Sequence[int]) -> None:
+def factorize_linear(box_head: nn.Module, ranks: Sequence[int]) -> None:
     """
-    Puts thin layers with random weights in the place of the head's linear layers.
+    Puts low-rank layers with random weights in the place of the head's linear layers.
 
     Args:
         box_head: changed in place. ranks: of its linear layers in their order; 0 keeps one.
@@ -43,8 +43,8 @@ def make_thin(box_head: nn.Module, ranks: Sequence[int]) -> None:
 @torch.no_grad()
 def compress(box_head: nn.Module, ranks: Sequence[int]) -> list[LayerCompression]:
     """
-    As :func:`make_thin`, but the thin layers do what the layers did, as nearly as their ranks
-    allow: truncated SVD of the weights, the bias as it was.
+    As :func:`factorize_linear`, but the new layers do what the layers did, as nearly as their
+    ranks allow: truncated SVD of the weights, the bias as it was.
     """
     report = []
     for name, layer, rank in _pairs(box_head, ranks):

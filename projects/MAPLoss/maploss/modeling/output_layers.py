@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from .box_head import num_features
 from .box_regressor import BoxRegressor
 from .detections import detections, window_candidates
-from .iterative_localisation import localise_again
+from .refine_boxes import refine_boxes
 
 
 class WindowOutputs(NamedTuple):
@@ -132,8 +132,8 @@ class WindowOutputLayers(nn.Module):
     def forward(self, features: torch.Tensor) -> WindowOutputs:
         """(R, ...) features to what is said of the windows."""
         x = features.flatten(1)
-        deltas = None if self.bbox_pred is None else single(self.bbox_pred(x))
-        return WindowOutputs(single(self.cls_score(x)), deltas)
+        deltas = None if self.bbox_pred is None else at_least_float32(self.bbox_pred(x))
+        return WindowOutputs(at_least_float32(self.cls_score(x)), deltas)
 
     def losses(
         self, predictions: WindowOutputs, proposals: list[Instances], targets: list[Instances]
@@ -211,7 +211,7 @@ class WindowOutputLayers(nn.Module):
         has_votes = self.test_vote_iou_thresh > 0
         num = [math.ceil(count / self.num_classes) for count in counts]
         for _ in range(self.test_box_iterations - 1):
-            newest = localise_again(score, self, newest, num)
+            newest = refine_boxes(score, self, newest, num)
             newest = [x[x.scores > self.test_score_thresh] for x in newest]
             found = [Instances.cat(pair) for pair in zip(found, newest, strict=True)]
         return [
@@ -276,6 +276,6 @@ def image_inds(instances: list[Instances], device: torch.device) -> torch.Tensor
     return torch.arange(len(instances), device=device).repeat_interleave(counts)
 
 
-def single(x: torch.Tensor) -> torch.Tensor:
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     """x, at least of single precision."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

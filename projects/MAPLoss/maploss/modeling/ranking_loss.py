@@ -22,7 +22,7 @@ from ..layers.box_iou import paired_iou
 from ..layers.checks import check_choice, check_positive
 from ..layers.ranking_losses.labels import IGNORED, NEGATIVE, POSITIVE
 from ..layers.surrogate_gradient import scale_gradient
-from .output_layers import single
+from .output_layers import at_least_float32
 
 # MODEL.RANKING_LOSS.NAME.
 RANKING_LOSSES = (
@@ -114,7 +114,7 @@ class RankingLoss(nn.Module):
             raise FloatingPointError(
                 f"boxes: {int((~is_finite).sum())} of {len(boxes)} over objects are not finite"
             )
-        scores = single(scores)
+        scores = at_least_float32(scores)
         is_positive = (classes >= 0) & (classes < scores.shape[1])
         labels = torch.full_like(scores, NEGATIVE, dtype=torch.int64)
         labels[is_positive, classes[is_positive]] = POSITIVE

@@ -17,7 +17,7 @@ from detectron2.structures import Boxes, ImageList, Instances, pairwise_ioa, pai
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
-from .compression import make_thin
+from .compression import factorize_linear
 from .hard_example_mining import mine_hard_proposals
 from .output_layers import SoftmaxOutputLayers, WindowOutputs
 
@@ -91,7 +91,7 @@ class WindowROIHeads(ROIHeads):
             cfg, ShapeSpec(channels=channels, height=resolution, width=resolution)
         )
         if cfg.MODEL.ROI_BOX_HEAD.SVD_RANKS:
-            make_thin(box_head, cfg.MODEL.ROI_BOX_HEAD.SVD_RANKS)
+            factorize_linear(box_head, cfg.MODEL.ROI_BOX_HEAD.SVD_RANKS)
         ret["box_head"] = box_head
         # The last part to be built: all before it starts the same for every predictor.
         ret["box_predictor"] = cls.predictor_class(cfg, box_head.output_shape)

@@ -9,8 +9,8 @@ from detectron2.structures import Boxes, Instances
 from maploss.layers import MAPLoss, box_voting
 from maploss.modeling import MAPOutputLayers, SoftmaxOutputLayers
 from maploss.modeling.detections import detections, make_candidates
-from maploss.modeling.iterative_localisation import best_of_each_class
 from maploss.modeling.output_layers import WindowOutputs
+from maploss.modeling.refine_boxes import best_of_each_class
 
 from tests.modeling.test_roi_heads import make_batch
 

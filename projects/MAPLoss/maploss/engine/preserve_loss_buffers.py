@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def keeping_loss_points(model: nn.Module) -> Iterator[None]:
+def preserve_loss_buffers(model: nn.Module) -> Iterator[None]:
     """
     What is loaded meanwhile leaves control points and gradient scales of the losses as they are.
 

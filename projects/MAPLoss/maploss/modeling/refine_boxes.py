@@ -26,7 +26,7 @@ def best_of_each_class(candidates: Instances, num: int) -> Instances:
     return candidates[order[rank < num]]
 
 
-def localise_again(
+def refine_boxes(
     score: Callable[[list[Instances]], tuple],
     predictor: nn.Module,
     candidates: list[Instances],
