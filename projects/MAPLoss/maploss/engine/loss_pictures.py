@@ -66,8 +66,10 @@ class LossPictures(HookBase):
         names = self._predictor.class_names
         curves = {}
         for c, ap in enumerate(stats.ap_per_class.tolist()):
-            if not math.isnan(ap):
-                precision, recall = precision_recall(*stats.class_detections(c))
+            detections = None if math.isnan(ap) else stats.class_detections(c)
+            # Another process may have ranked the class.
+            if detections is not None:
+                precision, recall = precision_recall(*detections)
                 curves[names[c]] = (precision.cpu(), recall.cpu(), ap)
         pictures = {"minibatch PR curves": minibatch_pr_picture(curves, float(stats.map))}
         sizes = stats.gradient.abs()

@@ -11,7 +11,14 @@ import torch.distributed as dist
 
 from .detection_memory import DetectionMemory, RememberedMinibatch
 from .detections import Detections
-from .distributed import Exchange, Group, all_gather, exchange_detections, return_gradient
+from .distributed import (
+    Exchange,
+    Group,
+    all_gather,
+    exchange_detections,
+    owners,
+    return_gradient,
+)
 from .settings import MAPLossSettings
 
 
@@ -22,7 +29,8 @@ class DetectionPool:
     ranked: (P,) int64, the classes with an object of anyone who takes part; with a memory all K,
     since what is remembered must tell of classes that only later minibatches have. num_gt: (P,)
     int64, objects of these, difficult ones left out. num_objects: of all. num_minibatches: of the
-    memory, and this one. own, remembered: where these stand among the m.
+    memory, and this one. is_ranked_here: (P,) bool, False for classes that another process ranks. own,
+    remembered: where these stand among the m.
 
     Args:
         group: of processes that call this together; None for this one alone.
@@ -79,6 +87,11 @@ class DetectionPool:
         self.num_minibatches = 1 + (len(memory) if memory is not None else 0)
         self.ranked = (num_gt >= (0 if memory is not None else 1)).nonzero().squeeze(1)
         self.num_gt = num_gt[self.ranked]
+        self.is_ranked_here = torch.ones_like(self.ranked, dtype=torch.bool)
+        if group is not None and self.shares_classes:
+            self.is_ranked_here = (
+                owners(len(self.ranked), group).to(self.ranked.device) == self._rank
+            )
         self.own = self.remembered = slice(0, 0)
         self._exchange: Exchange | None = None
         self._num_told = 0

@@ -26,6 +26,11 @@ def all_gather(own: torch.Tensor, group: Group) -> torch.Tensor:
     return torch.stack(rows)
 
 
+def owners(num_classes: int, group: Group) -> torch.Tensor:
+    """(P,) int64, the process that ranks each class where they share the classes out."""
+    return torch.arange(num_classes) % dist.get_world_size(group)
+
+
 class Exchange(NamedTuple):
     """
     Which detections went where.
@@ -66,15 +71,16 @@ def exchange_detections(
     counts = torch.zeros(num_classes, dtype=torch.int64, device=own.scores.device)
     counts.index_add_(0, own.classes, torch.ones_like(own.classes))
     of_processes = all_gather(counts, group).cpu()  # (N, P)
-    ranked_by = [
-        torch.arange(i, num_classes, world) if shares_classes else torch.arange(num_classes)
-        for i in range(world)
-    ]
-    num_sent = [int(of_processes[rank][x].sum()) for x in ranked_by]
-    mine = of_processes[:, ranked_by[rank]]
+    owner = owners(num_classes, group)
+    is_ranked_by = owner == torch.arange(world)[:, None]  # (N, P)
+    if not shares_classes:
+        is_ranked_by = torch.ones_like(is_ranked_by)
+    num_sent = (is_ranked_by * of_processes[rank]).sum(1).tolist()
+    ranked = is_ranked_by[rank].nonzero().squeeze(1)
+    mine = of_processes[:, ranked]
     num_received = mine.sum(1).tolist()
     if shares_classes:
-        sent = torch.argsort(own.classes % world, stable=True)
+        sent = torch.argsort(owner.to(own.classes.device)[own.classes], stable=True)
     else:
         sent = torch.arange(len(own.scores), device=own.scores.device).repeat(world)
     packed = _pack(own, num_overlaps)[sent]
@@ -82,7 +88,7 @@ def exchange_detections(
     dist.all_to_all_single(received, packed, num_received, num_sent, group=group)
     parts, first = [], 0
     for i, some in enumerate(received.split(num_received)):
-        classes = ranked_by[rank].repeat_interleave(mine[i]).to(own.classes.device)
+        classes = ranked.repeat_interleave(mine[i]).to(own.classes.device)
         part = _unpack(some, classes, own.scores.dtype, num_overlaps)
         parts.append(part.shift_objects(first))
         first += num_objects[i]

@@ -67,18 +67,19 @@ class MAPLossStats(NamedTuple):
         """What "match", "nms", "ap", "gradient" and "exchange" have taken; waits for a GPU."""
         return self.minibatch.timer.seconds()
 
-    def class_detections(self, c: int, overlap: int = 0) -> ClassDetections:
+    def class_detections(self, c: int, overlap: int = 0) -> ClassDetections | None:
         """
-        Of class `c`, labelled at the overlap of this index. With a group the process that ranks
-        the class has them, the others have none.
+        Those of class `c`, labelled at the overlap of this index; None if the class has no object,
+        or if another process of a group has ranked it.
         """
-        ranking = self.minibatch.ranking
-        is_own = self.minibatch.ranked[ranking.detections.classes] == c
-        detections = ranking.detections.take((is_own & ranking.detections.is_kept).nonzero()[:, 0])
-        is_matched = detections.levels > overlap
-        num_gt = int(ranking.num_gt[self.minibatch.ranked == c].sum())
-        matched_gt = torch.where(is_matched, detections.objects, UNMATCHED)
-        return ClassDetections(detections.scores, matched_gt, num_gt)
+        ranking, is_class = self.minibatch.ranking, self.minibatch.ranked == c
+        num_gt = int(ranking.num_gt[is_class & self.minibatch.is_ranked_here].sum())
+        if not num_gt:
+            return None
+        is_listed = is_class[ranking.detections.classes] & ranking.detections.is_kept
+        listed = ranking.detections.take(is_listed.nonzero().squeeze(1))
+        matched_gt = torch.where(listed.levels > overlap, listed.objects, UNMATCHED)
+        return ClassDetections(listed.scores, matched_gt, num_gt)
 
 
 def map_loss(

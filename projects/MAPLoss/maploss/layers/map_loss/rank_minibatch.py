@@ -33,6 +33,7 @@ class RankedMinibatch(NamedTuple):
         ppd: (R, K) float64, pseudo partial derivatives of each class's AP, the mean over overlaps.
         ranking: of the detections that this process has ranked.
         ranked: (P,) int64, the classes that the ranking counts from 0.
+        is_ranked_here: (P,) bool, False for those that another process has ranked.
         timer: of "match", "nms", "ap", "gradient" and "exchange".
     """
 
@@ -40,6 +41,7 @@ class RankedMinibatch(NamedTuple):
     ppd: torch.Tensor
     ranking: Ranking
     ranked: torch.Tensor
+    is_ranked_here: torch.Tensor
     timer: PartTimer
 
 
@@ -92,6 +94,7 @@ def rank_minibatch(
         ppd.new_zeros(windows.scores.shape).index_copy_(1, pool.ranked, ppd),
         ranking,
         pool.ranked,
+        pool.is_ranked_here,
         timer,
     )
 
