@@ -35,17 +35,20 @@ _EXTREMES = {
 
 
 def settings_of_map_loss() -> st.SearchStrategy[dict]:
-    """An estimator of map_loss with a level of transitivity that it has."""
+    """A gradient of map_loss with a level of transitivity that it has."""
     steps = st.fixed_dictionaries(
         {
-            "estimator": st.sampled_from(["mee", "sde"]),
+            "gradient": st.sampled_from(["mee", "sde"]),
             "transitivity": TRANSITIVITIES,
             "pairing": st.sampled_from(["paired", "none"]),
             "ap_type": AP_TYPES,
         }
     )
     pairs = st.fixed_dictionaries(
-        {"estimator": st.just("pairs"), "transitivity": st.sampled_from(["label_aware", "none"])}
+        {
+            "gradient": st.just("error_driven"),
+            "transitivity": st.sampled_from(["label_aware", "none"]),
+        }
     )
     return pairs | steps
 

@@ -91,6 +91,65 @@ def test_values_and_updates_are_those_of_loops_over_pairs(ranking, delta, name):
     np.testing.assert_allclose(by_scores.numpy(), gradient, atol=1e-9)
 
 
+FORMS_OF_RANK_SORT = {
+    "plain": rank_sort_loss,
+    "bucketed": functools.partial(rank_sort_loss, bucketed=True),
+}
+
+
+def both_forms(scores, labels, quality, delta):
+    """Value and gradients of Rank & Sort by the scores, plain and bucketed."""
+    return [
+        value_and_gradients(functools.partial(loss, delta=delta), scores, labels, quality)[:2]
+        for loss in FORMS_OF_RANK_SORT.values()
+    ]
+
+
+@given(
+    draw.rankings().filter(lambda x: (x[1] == 1).any()),
+    DELTAS,
+    st.sampled_from(list(FORMS_OF_RANK_SORT)),
+    st.lists(st.sampled_from([0.0, 0.125, 1.0, 20.0, 1e30]), max_size=100),
+)
+def test_rank_sort_is_bit_for_bit_that_without_negatives_out_of_reach(ranking, delta, form, depths):
+    scores, labels, quality = ranking
+    loss = functools.partial(FORMS_OF_RANK_SORT[form], delta=delta)
+    value, by_scores, _ = value_and_gradients(loss, scores, labels, quality)
+    lowest = scores[labels == 1].min() - delta
+    far = torch.tensor([lowest - depth for depth in depths], dtype=scores.dtype)
+    more = torch.cat([scores, far]), torch.cat([labels, torch.zeros(len(far), dtype=torch.int64)])
+    value_with, by_scores_with, _ = value_and_gradients(loss, *more, quality)
+    assert value_with == value
+    assert torch.equal(by_scores_with[: len(scores)], by_scores)
+    assert not by_scores_with[len(scores) :].any()
+
+
+@given(draw.rankings(), DELTAS)
+def test_buckets_of_equal_scores_change_nothing(ranking, delta):
+    scores, labels, quality = ranking
+    scores = scores.clone()
+    bucket = (scores[labels == 1] < scores[:, None]).sum(1)
+    for place in bucket.unique():
+        same = (labels == 0) & (bucket == place)
+        scores[same] = scores[same][:1]
+    plain, bucketed = both_forms(scores, labels, quality, delta)
+    torch.testing.assert_close(bucketed, plain, rtol=1e-12, atol=1e-12)
+
+
+@given(draw.rankings(has_ties=False), DELTAS)
+def test_buckets_only_share_gradients_where_no_step_bends_between_two_scores(ranking, delta):
+    scores, labels, quality = apart(ranking)
+    # All differences are on the slope of the step, where a mean stands for its bucket exactly.
+    scores = 0.9 * delta * scores / (scores.max() - scores.min()).clamp(min=1)
+    plain, bucketed = both_forms(scores, labels, quality, delta)
+    expected = plain[1].clone()
+    bucket = (scores[labels == 1] < scores[:, None]).sum(1)
+    for place in bucket.unique():
+        same = (labels == 0) & (bucket == place)
+        expected[same] = expected[same].mean()
+    torch.testing.assert_close(bucketed, (plain[0], expected), rtol=1e-9, atol=1e-12)
+
+
 @given(draw.rankings(), DELTAS)
 def test_alrp_is_that_of_loops_over_pairs(ranking, delta):
     scores, pos, neg, y = as_numpy(*ranking)

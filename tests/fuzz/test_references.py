@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The layers of the mAP loss against the slow versions in tests/reference."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -10,6 +8,7 @@ from detectron2.layers import batched_nms
 from hypothesis import given
 from hypothesis import strategies as st
 from maploss.layers import (
+    MAPLossSettings,
     ap_steps,
     average_precision,
     dcg,
@@ -27,6 +26,7 @@ from torchvision.ops import nms
 from tests import strategies as draw
 from tests.reference import ap_after_nms as reference
 from tests.reference import error_driven_gradient as slow
+from tests.reference.map_loss import map_loss as slow_map_loss
 from tests.reference.voc_ap import voc_ap
 from tests.scenes import as_steps, differing, oracle_steps
 
@@ -181,68 +181,30 @@ def test_gradients_of_pairs_are_those_of_a_double_loop(data, found, margin, is_t
     np.testing.assert_allclose(gradient.numpy(), expected, rtol=1e-9, atol=1e-12)
 
 
-def slow_map_loss(batch, nms_thresh, match_iou_thresh, estimator):
-    """Loss, AP and gradient of each class from the slow parts, steps those of all places."""
-    scores, boxes = batch["scores"].numpy(), batch["boxes"].float().numpy()
-    image_ids, num_classes = batch["image_ids"].numpy(), scores.shape[1]
-    overlaps = reference.overlap_masks(boxes, image_ids, nms_thresh)
-    ap, ppd = np.full(num_classes, np.nan), np.zeros(scores.shape)
-    for c in range(num_classes):
-        mine = [i for i, k in enumerate(batch["gt_classes"].tolist()) if k == c]
-        hard = batch["gt_difficult"].numpy()
-        num_gt = sum(not hard[i] for i in mine)
-        if num_gt == 0:
-            continue
-        matched = []
-        for box, image in zip(batch["boxes"].numpy(), image_ids, strict=True):
-            best, best_iou = -1, match_iou_thresh
-            for i in mine:
-                iou = reference.iou(box, batch["gt_boxes"][i].numpy())
-                if image == int(batch["gt_image_ids"][i]) and iou > best_iou:
-                    best, best_iou = i, iou
-            matched.append(-2 if best >= 0 and hard[best] else best)
-
-        def f(order, matched=matched, num_gt=num_gt):
-            kept = reference.greedy_nms(order, overlaps)
-            return reference.average_precision(kept, matched, num_gt, "area")
-
-        order = np.argsort(-scores[:, c], kind="stable").tolist()
-        ap[c] = f(order)
-        if estimator == "pairs":
-            kept = set(reference.greedy_nms(order, overlaps))
-            is_kept = np.array([i in kept for i in range(len(scores))])
-            ppd[:, c] = slow.error_driven_gradient(
-                scores[:, c], np.array(matched), num_gt, is_kept, 1.0
-            )
-        else:
-            value, steps = reference.nearest_steps(f, scores[:, c])
-            ppd[:, c] = slow.pseudo_gradient(value, steps, scores[:, c], estimator, 0.5, True)
-    mean_ap = np.nansum(ap) / num_classes
-    return -math.log(mean_ap + 1), ap, -ppd / num_classes / (mean_ap + 1)
-
-
 @given(
     draw.minibatches(max_windows=12),
     NMS_THRESHES,
-    MATCH_THRESHES,
-    st.sampled_from(["pairs", "mee", "sde"]),
+    st.sets(st.sampled_from([0.0, 0.25, 0.5, 0.75]), min_size=1).map(sorted),
+    st.sampled_from(["error_driven", "mee", "sde"]),
 )
 def test_the_loss_its_aps_and_its_gradient_are_those_of_the_slow_parts(
-    batch, nms_thresh, match_iou_thresh, estimator
+    batch, nms_thresh, iou_threshs, gradient
 ):
     scores = batch["scores"].clone().requires_grad_()
+    settings = {
+        "nms_thresh": nms_thresh,
+        "gradient": gradient,
+        "transitivity": "label_aware" if gradient == "error_driven" else "exact",
+    }
     loss, stats = map_loss(
         **{**batch, "scores": scores},
-        nms_thresh=nms_thresh,
-        match_iou_thresh=match_iou_thresh,
-        estimator=estimator,
-        transitivity="label_aware" if estimator == "pairs" else "exact",
+        settings=MAPLossSettings(iou_threshs=tuple(iou_threshs), **settings),
     )
     loss.backward()
-    value, ap, gradient = slow_map_loss(batch, nms_thresh, match_iou_thresh, estimator)
-    assert loss.item() == pytest.approx(value, abs=1e-12)
-    np.testing.assert_allclose(stats.ap_per_class.numpy(), ap, atol=1e-12)
-    np.testing.assert_allclose(scores.grad.numpy(), gradient, rtol=1e-9, atol=1e-12)
+    expected = slow_map_loss(batch, iou_threshs, **settings)
+    assert loss.item() == pytest.approx(expected.loss, abs=1e-12)
+    np.testing.assert_allclose(stats.ap_per_class.numpy(), expected.ap.mean(0), atol=1e-12)
+    np.testing.assert_allclose(scores.grad.numpy(), expected.gradient, rtol=1e-9, atol=1e-12)
 
 
 @given(st.data(), st.lists(st.integers(0, 4), min_size=1, max_size=8))

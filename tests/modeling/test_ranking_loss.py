@@ -13,11 +13,11 @@ from maploss.layers import (
     rank_sort_loss,
     smooth_ap_loss,
 )
+from maploss.layers.box_iou import paired_iou
 from maploss.layers.ranking_losses.parameterized_ap_loss import ParameterizedAPLoss
 from maploss.modeling.ranking_loss import (
     RANKING_LOSSES,
     RankingLoss,
-    paired_iou,
     ranking_loss_from_config,
 )
 
@@ -157,12 +157,6 @@ def test_half_precision_is_ranked_in_single():
         sum(losses.values()).backward()
         assert all(x.dtype == torch.float32 for x in losses.values())
         assert half.grad.dtype == torch.float16
-
-
-def test_iou_of_pairs():
-    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10], [5, 5, 5, 5]])
-    others = torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 10], [20, 20, 30, 30], [5, 5, 5, 5]])
-    torch.testing.assert_close(paired_iou(boxes, others), torch.tensor([1, 1 / 3, 0, 0]))
 
 
 def test_the_config_gives_each_part_its_functions_and_its_published_scale(tiny_cfg):

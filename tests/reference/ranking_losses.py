@@ -87,18 +87,19 @@ def rank_sort_loss(scores, pos, neg, y, delta):
     return value, from_terms(len(scores), terms, pos)
 
 
-def buckets(scores, pos, neg):
-    """Negatives of the same number of positives below them: {number: [negatives]}."""
+def buckets(scores, pos, neg, delta):
+    """Negatives in reach of a positive, by the number of positives below: {number: [negatives]}."""
     result = {}
     for j in neg:
-        result.setdefault(sum(scores[i] < scores[j] for i in pos), []).append(j)
+        if any(step(scores[j] - scores[i], delta) > 0 for i in pos):
+            result.setdefault(sum(scores[i] < scores[j] for i in pos), []).append(j)
     return result
 
 
 def bucketed_rank_sort_loss(scores, pos, neg, y, delta):
-    """As above with each negative at the mean score of its bucket."""
+    """As above with each negative in reach at the mean score of its bucket."""
     moved = np.array(scores, dtype=float)
-    for bucket in buckets(scores, pos, neg).values():
+    for bucket in buckets(scores, pos, neg, delta).values():
         moved[bucket] = np.mean(np.asarray(scores)[bucket])
     return rank_sort_loss(moved, pos, neg, y, delta)
 

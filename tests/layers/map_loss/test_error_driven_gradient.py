@@ -129,30 +129,14 @@ def test_an_object_hidden_by_a_false_positive_is_pushed_over_it():
     assert error_driven_gradient(scores, matched, 1, is_kept, margin=0.1).tolist() == [-0.5, 0.5]
 
 
-@pytest.mark.parametrize("transitivity", ["label_aware", "none"])
-def test_what_some_windows_push_and_what_the_others_push_add_up(transitivity):
-    scores, matched, is_kept = hidden_list(3)
-    settings = {"transitivity": transitivity, "margin": 0.5}
-    whole = error_driven_gradient(scores, matched, 6, is_kept, **settings)
-    moving = torch.arange(len(scores)) % 3 == 0
-    parts = [
-        error_driven_gradient(scores, matched, 6, is_kept, **settings, is_moving=x)
-        for x in (moving, ~moving)
-    ]
-    torch.testing.assert_close(parts[0] + parts[1], whole)
-    # Only windows that move are pushed up.
-    assert (parts[0][~moving] <= 0).all()
-    assert (parts[0][moving] > 0).any()
-
-
 def test_an_unknown_transitivity_or_a_wrong_mask_is_named():
     scores, matched = torch.zeros(2), torch.tensor([0, -1])
     with pytest.raises(ValueError, match=r"transitivity.*label_aware, none, got 'exact'"):
         error_driven_gradient(scores, matched, 1, transitivity="exact")
     with pytest.raises(ValueError, match=r"is_kept: expected shape \(2,\), got \(3,\)"):
         error_driven_gradient(scores, matched, 1, torch.ones(3, dtype=torch.bool))
-    with pytest.raises(TypeError, match="is_moving: expected dtype"):
-        error_driven_gradient(scores, matched, 1, is_moving=torch.ones(2))
+    with pytest.raises(TypeError, match="is_kept: expected dtype"):
+        error_driven_gradient(scores, matched, 1, torch.ones(2))
 
 
 @pytest.mark.parametrize("transitivity", ["label_aware", "none"])

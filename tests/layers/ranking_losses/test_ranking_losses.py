@@ -104,6 +104,21 @@ def test_buckets_change_nothing_where_the_step_is_narrow(seed):
     )
 
 
+@pytest.mark.parametrize("name", ["rank_sort", "bucketed"])
+@pytest.mark.parametrize("num_far", [0, 90, 10_000])
+def test_negatives_just_below_a_positive_are_pushed_whatever_lies_far_below(name, num_far):
+    scores = torch.cat([torch.zeros(1), torch.full((10,), -0.1), torch.full((num_far,), -20.0)])
+    scores.requires_grad_()
+    labels = (torch.arange(len(scores)) < 1).long()
+    loss = call(name, scores, labels, torch.ones(1))
+    loss.backward()
+    # H(-.1) is .4: ten such negatives are four, of five ranks.
+    assert loss.item() == pytest.approx(0.8)
+    assert scores.grad[0].item() == pytest.approx(-0.8)
+    torch.testing.assert_close(scores.grad[1:11], torch.full((10,), 0.08))
+    assert not scores.grad[11:].any()
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_without_positives_the_loss_is_0_with_a_graph(name):
     for num in (0, 4):

@@ -29,8 +29,8 @@ class DetectionPool:
     ranked: (P,) int64, the classes with an object of anyone who takes part; with a memory all K,
     since what is remembered must tell of classes that only later minibatches have. num_gt: (P,)
     int64, objects of these, difficult ones left out. num_objects: of all. num_minibatches: of the
-    memory, and this one. is_ranked_here: (P,) bool, False for classes that another process ranks. own,
-    remembered: where these stand among the m.
+    memory, and this one. is_ranked_here: (P,) bool, False for classes that another process ranks.
+    own, remembered: where these stand among the m.
 
     Args:
         group: of processes that call this together; None for this one alone.
