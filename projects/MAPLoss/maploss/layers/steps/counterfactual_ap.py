@@ -2,7 +2,31 @@
 """
 AP of the kept list after edits, and the next step of the window that moves in it.
 
-TODO example
+Four windows of one class by falling score: 0 1 2 3; one object, which 1 and 3 match. NMS keeps 0, 2
+and 3, and drops 1, which 0 suppresses. The list is 0 2 3: false, false, true; AP = 1/3.
+
+- 1 rises past 0 and takes its place, and 2 goes (1 overlaps it): the list is 1 3. 1 is the true
+  positive now, 3 a duplicate: AP = 1, a step.
+- 2 falls below 3 and is gone from the list: 0 3. AP = 1/2, a step.
+- 0 is gone, and 1, which is free then, stands at its own place: 1 2 3. AP = 1.
+
+>>> from maploss.layers.steps.first_steps import first_steps
+>>> from maploss.layers.steps.ranked_windows import RankedWindows
+>>> def of(*numbers): return torch.tensor(numbers)
+>>> windows = RankedWindows(
+...     classes=of(0, 0, 0, 0), image_ids=of(0, 0, 0, 0), boxes=torch.zeros(4, 4),
+...     is_kept=of(True, False, True, True), suppressor=of(-1, 0, -1, -1),
+...     higher=of(0, 1), lower=of(1, 2), limit=0.3,
+...     gt=of(-1, 0, -1, 0)[None], num_gt=of(1))
+>>> lists = DetectionLists(windows, "area")
+>>> own = first_steps(lists)
+>>> edits = Edits(
+...     row=of(0, 0, 0, 1, 2, 2), window=of(0, 2, 1, 2, 0, 1), place=of(0, 2, 0, 2, 0, 1),
+...     is_added=of(False, False, True, False, False, True))
+>>> moves = Moves(lists=of(0, 0, 0), edits=of(0, 1, 2), movers=of(1, 3, 1), places=of(0, 3, 1))
+>>> outcome = CounterfactualAP(lists, own.value).apply(edits, moves, asks_for_next=True)
+>>> [round(x, 3) for x in [*own.value.tolist(), *outcome.value.tolist()]]
+[0.333, 1.0, 0.5, 1.0]
 
 Shape letters: n windows of all classes, B edited lists ("rows"), C entries of all edits, M true
 positives of a list (padded), G objects of its class that some window is matched to (padded).

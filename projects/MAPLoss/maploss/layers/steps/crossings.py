@@ -73,7 +73,7 @@ def paper_crossings(lists: DetectionLists, own: ListSteps) -> Crossings:
 
 
 def exact_crossings(lists: DetectionLists, own: ListSteps) -> Crossings:
-    """All that NMS then keeps and drops; crossings after which AP is known to be as before left out."""
+    """With all that NMS then keeps and drops. Where AP is known to stay as it is, left out."""
     windows, size = lists.windows, lists.size
     is_followed = can_matter(lists)
     rerun = IncrementalNMS(windows, is_followed)

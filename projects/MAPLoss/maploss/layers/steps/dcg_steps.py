@@ -21,7 +21,9 @@ def dcg(scores: torch.Tensor, gains: torch.Tensor, k: int | None = None) -> torc
     `dcg(gains, gains, k)` it is the normalised DCG. Tied scores keep their input order.
 
     Args:
-        scores: (D,) float32 or float64. gains: (D,), of either too. k: at least 1, None for all.
+        scores: (D,) float32 or float64.
+        gains: (D,), of either too.
+        k: at least 1, None for all.
 
     Returns:
         0-d float64.
@@ -29,6 +31,9 @@ def dcg(scores: torch.Tensor, gains: torch.Tensor, k: int | None = None) -> torc
     Raises:
         ValueError, TypeError: a wrong shape or dtype, k below 1.
         FloatingPointError: a score or gain that is not finite.
+
+    >>> dcg(torch.tensor([2.0, 1.0, 0.0]), torch.tensor([0.0, 1.0, 3.0])).item()  # 1/log2 3 + 3/2
+    2.1309297535714578
     """
     _check_documents(scores, gains, k)
     order = torch.argsort(scores, descending=True, stable=True)
@@ -51,13 +56,21 @@ def dcg_steps(scores: torch.Tensor, gains: torch.Tensor, k: int | None = None) -
     infinitesimal amount apart.
 
     Args:
-        scores: (D,) float32 or float64. gains: (D,), of either too. k: at least 1, None for all.
+        scores: (D,) float32 or float64.
+        gains: (D,), of either too.
+        k: at least 1, None for all.
 
     Returns:
         Steps in the order of the input, for :func:`~maploss.layers.pseudo_gradient`.
 
     Raises:
         ValueError, TypeError, FloatingPointError: as :func:`dcg`.
+
+    The document of gain 1 rises above that of gain 0: DCG becomes 1.
+
+    >>> steps = dcg_steps(torch.tensor([2.0, 1.0]), torch.tensor([0.0, 1.0]))
+    >>> steps.up_at.tolist(), steps.up_value.tolist()
+    ([nan, 2.0], [nan, 1.0])
     """
     value = dcg(scores, gains, k)
     steps = Steps.none(value, scores)

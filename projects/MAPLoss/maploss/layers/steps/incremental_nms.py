@@ -5,11 +5,11 @@ How the kept set of NMS changes when one window is raised to the top or taken ou
 Four windows of one image in a row, each overlapping its neighbours, by falling score: 0 1 2 3. NMS
 keeps 0, drops 1, keeps 2, drops 3. Each window is moved on its own ("row" b moves window b):
 
-- 1 rises past 0: it displaces 0 and 2, which overlap it. 3 was suppressed by 2 alone and does not
-  overlap 1: it comes back. NMS keeps 1 3.
+- 0 falls below 1, the best window that it alone suppresses: 0 goes and 1 comes. 1 displaces 2, which
+  it overlaps, and that sets 3 free, which 2 alone suppressed. NMS keeps 1 3.
+- 1 rises past 0: it displaces 0 and 2. 3 comes back. NMS keeps 1 3.
+- 2 falls below 3: NMS keeps 0 3.
 - 3 rises past 2: it displaces 2. 1 still has its suppressor 0. NMS keeps 0 3.
-- 2 falls below 3, the best window that it alone suppresses: NMS keeps 0 3.
-- 0 may fall below 1, which 2 suppresses as well, without any change.
 
 >>> from maploss.layers.steps.ranked_windows import RankedWindows
 >>> def of(*numbers): return torch.tensor(numbers)
@@ -23,10 +23,14 @@ keeps 0, drops 1, keeps 2, drops 3. Each window is moved on its own ("row" b mov
 ...     gt=of(-1, -1, -1, -1)[None], num_gt=of(1))
 >>> nms = IncrementalNMS(windows, torch.ones(4, dtype=torch.bool))
 >>> nms.next_best.tolist()  # 4: none
-[4, 4, 3, 4]
+[1, 4, 3, 4]
 >>> edits = nms.change()
 >>> for row, window, is_added in zip(edits.row, edits.window, edits.is_added):
 ...     print(f"row {row}:", "add" if is_added else "remove", int(window))
+row 0: remove 0
+row 0: add 1
+row 0: remove 2
+row 0: add 3
 row 1: remove 0
 row 1: remove 2
 row 1: add 3
@@ -46,7 +50,7 @@ from ..ragged import RaggedIndex, expand_ranges, isin_sorted
 from .ranked_windows import RankedWindows
 
 # Windows that may come free, of all changes looked at together: at first, and as they are followed.
-_CHUNK = 1 << 20
+_CHUNK = 1 << 19
 _PARTS = 8
 # A key that stands for nothing; it is sorted behind all others.
 _NOTHING = torch.iinfo(torch.int64).max

@@ -15,8 +15,8 @@ import torch
 from ..average_precision import AP_TYPES, check_detections
 from ..checks import check_choice
 from ..nms import NMSRecord, Overlaps, find_overlaps, nms_record
-from .counterfactual_ap import CounterfactualAP
-from .crossings import exact_crossings, label_aware_crossings, paper_crossings
+from .counterfactual_ap import CounterfactualAP, Outcome
+from .crossings import Crossings, exact_crossings, label_aware_crossings, paper_crossings
 from .detection_lists import DetectionLists
 from .first_steps import ListSteps, first_steps
 from .ranked_windows import RankedSteps, RankedWindows
@@ -118,6 +118,7 @@ def nms_ap_steps(
     return ranked.of_input(order, scores)
 
 
+@torch.no_grad()
 def ranked_nms_ap_steps(windows: RankedWindows, ap_type: str, transitivity: str) -> RankedSteps:
     """
     :func:`nms_ap_steps` of all classes at all overlaps; the input is not checked.
@@ -134,59 +135,56 @@ def ranked_nms_ap_steps(windows: RankedWindows, ap_type: str, transitivity: str)
         return RankedSteps.none(windows)
     lists = DetectionLists(windows, ap_type)
     own = first_steps(lists)
-    value = own.value.view(lists.num_overlaps, -1).masked_fill(windows.num_gt == 0, float("nan"))
-    position = torch.arange(lists.size, device=value.device)
-    # A suppressed window has the step up of its suppressor, unless its crossing has another.
-    source = lists.kept_before[torch.where(windows.is_kept, position, windows.suppressor)]
-    up_value = own.up_value.index_select(1, source)
-    up_partner = own.up_partner.index_select(1, source)
-    steps = RankedSteps(value, up_value, up_partner, *_of_kept(lists, own))
     if transitivity == "none":
-        up_value.masked_fill_(~windows.is_kept, float("nan"))
-        up_partner.masked_fill_(~windows.is_kept, -1)
-    else:
-        _put_crossings(lists, own, steps, transitivity)
+        steps = _of_list(lists, own)
+        steps.up_value.masked_fill_(~windows.is_kept, float("nan"))
+        steps.up_partner.masked_fill_(~windows.is_kept, -1)
+        return steps
+    is_exact = transitivity == "exact"
+    crossings = _CROSSINGS[transitivity](lists, own)
+    outcome = CounterfactualAP(lists, own.value).apply(crossings.edits, crossings.moves, is_exact)
+    own.down_value.masked_fill_(crossings.gives_way, float("nan"))
+    own.down_partner.masked_fill_(crossings.gives_way, -1)
+    steps = _of_list(lists, own)
+    _put_crossings(steps, crossings, outcome, is_exact)
     return steps
 
 
-def _of_kept(lists: DetectionLists, own: ListSteps) -> tuple[torch.Tensor, torch.Tensor]:
-    """The steps down, (T, n) each: suppressed windows have none."""
-    shape = (lists.num_overlaps, lists.size)
-    value = own.down_value.new_full(shape, float("nan"))
-    partner = own.down_partner.new_full(shape, -1)
-    return (
-        value.index_copy_(1, lists.kept, own.down_value),
-        partner.index_copy_(1, lists.kept, own.down_partner),
+def _of_list(lists: DetectionLists, own: ListSteps) -> RankedSteps:
+    """Those of kept windows are known; suppressed ones have the step up of their suppressor."""
+    windows, shape = lists.windows, (lists.num_overlaps, lists.size)
+    position = torch.arange(lists.size, device=windows.classes.device)
+    source = lists.kept_before[torch.where(windows.is_kept, position, windows.suppressor)]
+    value = own.value.view(lists.num_overlaps, -1)
+    return RankedSteps(
+        value.masked_fill(windows.num_gt == 0, float("nan")),
+        own.up_value.index_select(1, source),
+        own.up_partner.index_select(1, source),
+        own.down_value.new_full(shape, float("nan")).index_copy_(1, lists.kept, own.down_value),
+        own.down_partner.new_full(shape, -1).index_copy_(1, lists.kept, own.down_partner),
     )
 
 
 def _put_crossings(
-    lists: DetectionLists, own: ListSteps, steps: RankedSteps, transitivity: str
+    steps: RankedSteps, crossings: Crossings, outcome: Outcome, is_exact: bool
 ) -> None:
     """
     Writes in place the steps that NMS makes.
 
     A riser has its step where it passes its suppressor. Where that leaves AP as it is, it has the
-    next on its way up: that of its own in the edited list if "exact", else its suppressor's. A
+    next on its way up: that of its own in the edited list if `is_exact`, else its suppressor's. A
     faller that meets its next best before its own step is gone from there: a step if that changes
     AP, else none at all.
     """
-    crossings = _CROSSINGS[transitivity](lists, own)
-    is_exact = transitivity == "exact"
-    outcome = CounterfactualAP(lists, own.value).apply(crossings.edits, crossings.moves, is_exact)
-    kept, gives_way, is_rising = lists.kept, crossings.gives_way, crossings.is_rising
-    steps.down_value.index_copy_(1, kept, own.down_value.masked_fill(gives_way, float("nan")))
-    steps.down_partner.index_copy_(1, kept, own.down_partner.masked_fill(gives_way, -1))
-    overlap = lists.overlap_of(crossings.moves.lists)
-    cells = overlap * lists.size + crossings.who
-    places = crossings.moves.places
+    moves, is_rising = crossings.moves, crossings.is_rising
+    num_classes, size = steps.value.shape[1], steps.up_value.shape[1]
+    cells = moves.lists.div(num_classes, rounding_mode="floor") * size + crossings.who
     for up, down, value, otherwise in (
         (steps.up_value, steps.down_value, outcome.value, outcome.up_value),
-        (steps.up_partner, steps.down_partner, places, outcome.up_partner),
+        (steps.up_partner, steps.down_partner, moves.places, outcome.up_partner),
     ):
-        up, down = up.view(-1), down.view(-1)
-        before = up[cells]
+        before = up.view(-1)[cells]
         after = torch.where(outcome.is_step, value, otherwise if is_exact else before)
-        up[cells] = torch.where(is_rising, after, before)
-        before = down[cells]
-        down[cells] = torch.where(~is_rising & outcome.is_step, value, before)
+        up.view(-1)[cells] = torch.where(is_rising, after, before)
+        before = down.view(-1)[cells]
+        down.view(-1)[cells] = torch.where(~is_rising & outcome.is_step, value, before)

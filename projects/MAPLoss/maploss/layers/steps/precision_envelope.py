@@ -96,7 +96,7 @@ class PrecisionEnvelope:
         """
         has_weight, source_index, source_fps = self._source
         before = torch.nn.functional.pad(self.fps[:, :-1], (1, 0))
-        # y < i * F_q / q in integers, where q is the index at which the interpolated one is attained.
+        # y < i * F_q / q in integers, where q is where the interpolated one is attained.
         highest = (self.index * source_fps - 1).div(source_index, rounding_mode="floor")
         above = torch.minimum(highest, self.fps - 1)
         is_step = (above >= before) & (self.index <= tp[:, None]) & has_weight & self.is_real

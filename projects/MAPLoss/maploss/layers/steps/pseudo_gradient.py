@@ -10,10 +10,13 @@ from collections.abc import Callable
 import torch
 
 from ..checks import check_choice, check_scores
+from .ranked_windows import RankedSteps
 from .steps import VALUE_TOLERANCE, Steps
 
 ESTIMATORS = ("mee", "sde")
 PAIRINGS = ("none", "paired")
+# Numbers in the largest temporary matrix.
+_CHUNK = 1 << 20
 # A slope over less would not be a finite float32.
 _LEAST_WIDTH = 1e-30
 
@@ -38,39 +41,115 @@ def pseudo_gradient(
     that the gradient sums to zero, as that of a function of differences must: this project's own.
 
     Args:
-        steps: of the same D coordinates. scores: (D,). min_delta: in units of the scores, > 0.
-        estimator: "mee" or "sde". pairing: "none" or "paired".
+        steps: of the same D coordinates.
+        scores: (D,).
+        estimator: "mee" or "sde".
+        min_delta: in units of the scores, > 0.
+        pairing: "none" or "paired".
 
     Returns:
         (D,) of the scores' dtype: the direction in which f rises.
 
     Raises:
         ValueError: an unknown estimator or pairing, min_delta not above 0.
+
+    A false detection 1 above the only true one. AP rises from 1/2 to 1 where the two meet:
+
+    >>> from maploss.layers import ap_steps
+    >>> scores = torch.tensor([2.0, 1.0])
+    >>> steps = ap_steps(scores, torch.tensor([-1, 0]), 1)
+    >>> pseudo_gradient(steps, scores, "sde")
+    tensor([-0.2500,  0.2500])
+    >>> pseudo_gradient(steps, scores, "sde", pairing="paired")
+    tensor([-0.5000,  0.5000])
     """
     check_choice("estimator", estimator, ESTIMATORS)
     check_choice("pairing", pairing, PAIRINGS)
     check_scores(scores, (len(steps.up_at),))
     if not min_delta > 0:
         raise ValueError(f"min_delta: expected more than 0, got {min_delta}")
+    up, down = _slopes(steps, scores.double(), estimator, min_delta)
+    gradient = torch.nn.functional.pad(up + down, (0, 1))
+    if pairing == "paired":
+        _take_from_partners(gradient, up, steps.up_partner)
+        _take_from_partners(gradient, down, steps.down_partner)
+    return gradient[:-1].to(scores.dtype)
+
+
+@torch.no_grad()
+def ranked_pseudo_gradient(
+    steps: RankedSteps,
+    classes: torch.Tensor,
+    scores: torch.Tensor,
+    estimator: str,
+    min_delta: float,
+    pairing: str,
+    is_moving: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    :func:`pseudo_gradient` of all classes, the mean over T overlaps; the input is not checked.
+
+    Args:
+        steps: of n windows by position.
+        classes: (n,) int64.
+        scores: (n,).
+        estimator: "mee" or "sde".
+        min_delta: in units of the scores, > 0.
+        pairing: "none" or "paired".
+        is_moving: (n,) bool, the windows whose steps count; None for all. With "paired" the windows
+            that they pass get the opposite share, moving or not.
+
+    Returns:
+        (n,) of the scores' dtype.
+    """
+    num_overlaps, size = steps.up_value.shape
     x = scores.double()
+    gradient = x.new_zeros(size + 1)
+    rows = max(1, _CHUNK // max(1, size))
+    for start in range(0, num_overlaps, rows):
+        value, up_value, up_partner, down_value, down_partner = (
+            column[start : start + rows] for column in steps
+        )
+        places = [
+            torch.where(partner < 0, float("nan"), x[partner.clamp(min=0)])
+            for partner in (up_partner, down_partner)
+        ]
+        some = Steps(
+            value[:, classes], places[0], up_value, places[1], down_value, up_partner, down_partner
+        )
+        up, down = _slopes(some, x, estimator, min_delta)
+        if is_moving is not None:
+            up.masked_fill_(~is_moving, 0.0)
+            down.masked_fill_(~is_moving, 0.0)
+        gradient[:-1] += (up + down).sum(0)
+        if pairing == "paired":
+            _take_from_partners(gradient, up, up_partner)
+            _take_from_partners(gradient, down, down_partner)
+    return (gradient[:-1] / num_overlaps).to(scores.dtype)
+
+
+def _slopes(
+    steps: Steps, x: torch.Tensor, estimator: str, min_delta: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Half the slope to the step above and to the step below each coordinate, 0 without one."""
     up_at, down_at = steps.up_at.double(), steps.down_at.double()
-    rise, fall = up_at - x, x - down_at
-    up_width, down_width = rise.clamp(min=min_delta), fall.clamp(min=min_delta)
+    up_width, down_width = (up_at - x).clamp_(min=min_delta), (x - down_at).clamp_(min=min_delta)
     if estimator == "mee":
         between = up_at - down_at
         # Both steps at the window's own score: its ties. There is no interval to take.
         has_both = between > 0
-        between = between.clamp(min=_LEAST_WIDTH)
+        between = between.clamp_(min=_LEAST_WIDTH)
         up_width = torch.where(has_both, between, up_width)
         down_width = torch.where(has_both, between, down_width)
-    up = (0.5 * (steps.up_value - steps.value) / up_width).nan_to_num(nan=0.0)
-    down = (0.5 * (steps.value - steps.down_value) / down_width).nan_to_num(nan=0.0)
-    gradient = up + down
-    if pairing == "paired":
-        for slope, partner in ((up, steps.up_partner), (down, steps.down_partner)):
-            has_partner = partner >= 0
-            gradient.index_add_(0, partner[has_partner], slope[has_partner], alpha=-1)
-    return gradient.to(scores.dtype)
+    up = (0.5 * (steps.up_value - steps.value)).div_(up_width).nan_to_num_(nan=0.0)
+    down = (0.5 * (steps.value - steps.down_value)).div_(down_width).nan_to_num_(nan=0.0)
+    return up, down
+
+
+def _take_from_partners(gradient: torch.Tensor, slope: torch.Tensor, partner: torch.Tensor) -> None:
+    """Subtracts in place; the last place of `gradient` is for coordinates without a partner."""
+    target = torch.where(partner < 0, len(gradient) - 1, partner)
+    gradient.index_add_(0, target.flatten(), slope.flatten(), alpha=-1)
 
 
 @torch.no_grad()
@@ -83,7 +162,8 @@ def exact_steps(f: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> S
     order, as if an infinitesimal amount apart. f gets distinct float64 numbers in the order of x.
 
     Args:
-        f: maps (D,) float64 to a 0-d tensor. x: (D,).
+        f: maps (D,) float64 to a 0-d tensor.
+        x: (D,).
 
     Returns:
         Steps whose partner is the coordinate passed at the step.
