@@ -22,7 +22,7 @@ from ..average_precision import check_detections
 from ..checks import check_choice, check_mask
 from ..match_detections import UNMATCHED
 from .detections import Detections
-from .rankings import Labels, Ranking, running_sums
+from .rankings import Matched, Ranking, running_sums
 
 ERROR_DRIVEN_TRANSITIVITIES = ("label_aware", "none")
 # Beyond these float32 scores underflow or overflow.
@@ -120,19 +120,27 @@ def ranked_error_driven_gradient(
         margin: see :func:`error_driven_gradient`.
         transitivity: see :func:`error_driven_gradient`.
     """
-    matched, labels = ranking.matched, ranking.labels
-    place, own_class = matched.places, ranking.detections.classes[matched.places]
+    matched = ranking.matched
     ramps = _find_ramps(ranking, margin)
-    above = _false_positives_above(labels, ramps)
-    tps_before = running_sums(labels.is_tp)
-    other_tps = tps_before[:, place] - tps_before[:, ramps.start]
-    other_tps -= (labels.tp_at[:, matched.objects] < place).double()
-    is_pushed = labels.is_tp[:, place]
+    above = _false_positives_above(ranking, ramps)
+    start = matched.starts[matched.classes]
+    tps_before = running_sums(matched.is_tp)
+    other_tps = tps_before[:, :-1] - tps_before[:, start]
+    is_object = matched.objects >= 0
+    # Those above include the own object's true positive.
+    own_tp = matched.tp_at[:, matched.objects.clamp(min=0)]
+    other_tps -= (own_tp < torch.arange(len(start), device=start.device)).double()
+    is_pushed = matched.is_tp
     if transitivity == "label_aware":
-        is_pushed = is_pushed | (matched.is_matched & ~matched.is_kept)
-    weight = is_pushed / (ranking.num_gt[own_class] * (1 + other_tps + above))
-    gradient = -_share_of_false_positives(ranking, ramps, weight).sum(0)
-    gradient.index_add_(0, place, (weight * above).sum(0))
+        is_pushed = is_pushed | (matched.is_matched & is_object & ~matched.is_kept)
+    weight = is_pushed / (ranking.num_gt[matched.classes] * (1 + other_tps + above))
+    # What is over no object is a false positive at all overlaps: the sum of weights will do.
+    places = torch.arange(len(ranking.order), device=start.device)
+    classes = ranking.detections.classes
+    shares = _shares(matched, ramps, places, classes, ramps.from_best, weight.sum(0))
+    gradient = -(ranking.is_background * shares)
+    shares = _shares(matched, ramps, matched.places, matched.classes, ramps.own, weight)
+    gradient.index_add_(0, matched.places, (weight * above - matched.is_fp * shares).sum(0))
     return gradient / ranking.num_overlaps
 
 
@@ -141,26 +149,24 @@ class _Ramps(NamedTuple):
     Where H falls from 1 to 0 below each of the q windows over an object: false positives before
     `near` count as 1, those from `far` on as 0.
 
-    start, near, far: (q,) int64 places, `start` that of the class. own: (q,) and from_best: (n,)
-    float64, how far the score is below the best one of its class, in units of twice the margin.
+    near, far: (q,) int64 places, rising. from_best: (n,) and own: (q,) float64, how far the score
+    is below the best one of its class, in units of twice the margin.
     """
 
-    start: torch.Tensor
     near: torch.Tensor
     far: torch.Tensor
-    own: torch.Tensor
     from_best: torch.Tensor
+    own: torch.Tensor
 
 
 def _find_ramps(ranking: Ranking, margin: float) -> _Ramps:
-    place, classes = ranking.matched.places, ranking.detections.classes
+    places, classes = ranking.matched.places, ranking.detections.classes
     at = _score_axis(ranking, margin)
-    near = torch.searchsorted(at, at[place] - 0.5)
-    far = torch.searchsorted(at, at[place] + 0.5)
+    near = torch.searchsorted(at, at[places] - 0.5)
+    far = torch.searchsorted(at, at[places] + 0.5)
     # Counted from the class's best score: small numbers keep running sums exact.
-    best = torch.nn.functional.pad(at, (0, 1))[ranking.starts]
-    from_best = at - best[classes]
-    return _Ramps(ranking.starts[classes[place]], near, far, from_best[place], from_best)
+    from_best = at - torch.nn.functional.pad(at, (0, 1))[ranking.starts][classes]
+    return _Ramps(near, far, from_best, from_best[places])
 
 
 def _score_axis(ranking: Ranking, margin: float) -> torch.Tensor:
@@ -175,38 +181,46 @@ def _score_axis(ranking: Ranking, margin: float) -> torch.Tensor:
     return steps.cumsum(0)
 
 
-def _false_positives_above(labels: Labels, ramps: _Ramps) -> torch.Tensor:
+def _false_positives_above(ranking: Ranking, ramps: _Ramps) -> torch.Tensor:
     """(T, q) float64, the sum of H over the false positives of the class."""
-    fps_before, moments_before = labels.fps_before, running_sums(labels.is_fp * ramps.from_best)
-    on_ramp = fps_before[:, ramps.far] - fps_before[:, ramps.near]
-    moments = moments_before[:, ramps.far] - moments_before[:, ramps.near]
-    whole = fps_before[:, ramps.near] - fps_before[:, ramps.start]
+    matched = ranking.matched
+    ends = torch.stack([ranking.starts[matched.classes], ramps.near, ramps.far])
+    among_matched = torch.searchsorted(matched.places, ends)
+    sums = []
+    for background, of_matched in (
+        (ranking.is_background, matched.is_fp),
+        (ranking.is_background * ramps.from_best, matched.is_fp * ramps.own),
+    ):
+        before = running_sums(background)[ends] + running_sums(of_matched)[:, among_matched]
+        sums.append(before.diff(dim=1).unbind(1))
+    (whole, on_ramp), (_, moments) = sums
     return whole + on_ramp * (ramps.own + 0.5) - moments
 
 
-def _share_of_false_positives(
-    ranking: Ranking, ramps: _Ramps, weight: torch.Tensor
+def _shares(
+    matched: Matched,
+    ramps: _Ramps,
+    places: torch.Tensor,
+    classes: torch.Tensor,
+    from_best: torch.Tensor,
+    weight: torch.Tensor,
 ) -> torch.Tensor:
     """
-    (T, n) float64, the sum of w_i H at the place of each false positive; 0 for the others.
+    (..., B) float64, the sum of w_i H over the windows i over an object of the class, for
+    detections at some places.
 
-    On its stretches w_i H is a constant and a slope: differences where they begin and end, and the
-    running sums of these.
+    Windows whose ramp is still to come give w_i, those on whose ramp the place is w_i H: both are
+    neighbours among the q, so that their sums are differences of running sums.
 
     Args:
-        weight: (T, q), w_i.
+        places, classes, from_best: (B,) of the detections.
+        weight: (..., q), w_i.
     """
-    is_fp, classes = ranking.labels.is_fp, ranking.detections.classes
-    constant, slope = (torch.zeros_like(ranking.labels.fps_before) for _ in range(2))
-    constant.index_add_(1, ramps.start, weight)
-    constant.index_add_(1, ramps.near, weight * (ramps.own - 0.5))
-    constant.index_add_(1, ramps.far, weight * (ramps.own + 0.5), alpha=-1)
-    slope.index_add_(1, ramps.near, weight).index_add_(1, ramps.far, weight, alpha=-1)
-    constant, slope = constant.cumsum(1)[:, :-1], slope.cumsum(1)[:, :-1]
-    # Past the last `far` of a class there is nothing but rounding.
-    far = torch.where(weight > 0, ramps.far, 0)
-    end = far.new_zeros((len(weight), len(ranking.starts)))
-    end.scatter_reduce_(1, classes[ranking.matched.places].expand(far.shape), far, "amax")
-    places = torch.arange(len(classes), device=classes.device)
-    is_reached = is_fp & (places < end[:, classes])
-    return torch.where(is_reached, constant - slope * ramps.from_best, 0.0).clamp_(min=0)
+    last = matched.starts[classes + 1]
+    near = torch.searchsorted(ramps.near, places, right=True)
+    far = torch.searchsorted(ramps.far, places, right=True)
+    weights, moments = running_sums(weight), running_sums(weight * (ramps.own + 0.5))
+    on_ramp = moments[..., near] - moments[..., far]
+    on_ramp -= from_best * (weights[..., near] - weights[..., far])
+    # Rounding may leave less than nothing.
+    return (weights[..., last] - weights[..., near] + on_ramp).clamp_(min=0)

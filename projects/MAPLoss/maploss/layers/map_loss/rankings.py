@@ -16,37 +16,33 @@ from .detections import Detections
 
 class Matched(NamedTuple):
     """
-    The q detections that are matched to an object at the lowest overlap.
+    The q detections over an object, difficult or not, whose IoU exceeds the lowest overlap.
+
+    Their labels depend on the overlap. Of each object the best-scored kept match is a true positive
+    and other kept ones are false; matches of difficult objects are neither.
 
     Args:
-        places: (q,) int64 in the ranking.
-        objects: (q,) int64.
+        places: (q,) int64 in the ranking, rising.
+        classes: (q,) int64.
+        objects: (q,) int64, or DIFFICULT.
+        starts: (P + 1,) int64, where the detections of each class begin among the q.
         is_matched: (T, q) bool, at each overlap.
         is_kept: (q,) bool.
+        is_tp, is_fp: (T, q) bool.
+        tp_at: (T, G) int64, which of the q is the true positive of each object, q for none.
+        fps_above: (T, q) float64, how many false positives of the class stand above.
     """
 
     places: torch.Tensor
+    classes: torch.Tensor
     objects: torch.Tensor
+    starts: torch.Tensor
     is_matched: torch.Tensor
     is_kept: torch.Tensor
-
-
-class Labels(NamedTuple):
-    """
-    Which kept detections are right at each overlap: of each object the best-scored match.
-
-    A match of a difficult object is neither a true nor a false positive.
-
-    Args:
-        is_tp, is_fp: (T, n) bool.
-        tp_at: (T, G) int64, place of each object's true positive, n for none.
-        fps_before: (T, n + 1) float64, false positives before each place.
-    """
-
     is_tp: torch.Tensor
     is_fp: torch.Tensor
     tp_at: torch.Tensor
-    fps_before: torch.Tensor
+    fps_above: torch.Tensor
 
 
 class Ranking(NamedTuple):
@@ -59,8 +55,8 @@ class Ranking(NamedTuple):
         starts: (P,) int64, where the segment of each class begins.
         num_gt: (P,) int64, objects of each class without difficult ones.
         num_overlaps: T.
-        matched: those over an object.
-        labels: of all.
+        is_background: (n,) bool, kept and over no object: false positives at all overlaps.
+        matched: the others.
     """
 
     detections: Detections
@@ -68,8 +64,8 @@ class Ranking(NamedTuple):
     starts: torch.Tensor
     num_gt: torch.Tensor
     num_overlaps: int
+    is_background: torch.Tensor
     matched: Matched
-    labels: Labels
 
     @classmethod
     def of(
@@ -89,39 +85,60 @@ class Ranking(NamedTuple):
         ordered = detections.take(order)
         classes = torch.arange(len(num_gt), device=num_gt.device)
         starts = torch.searchsorted(ordered.classes, classes)
-        matched = _match(ordered, num_overlaps)
-        labels = _label(ordered, matched, num_objects)
-        return cls(ordered, order, starts, num_gt, num_overlaps, matched, labels)
+        is_background = ordered.is_kept & (ordered.levels == 0)
+        background_before = running_sums(is_background)
+        matched = _match(ordered, starts, background_before, num_objects, num_overlaps)
+        return cls(ordered, order, starts, num_gt, num_overlaps, is_background, matched)
 
     def by_input(self, values: torch.Tensor) -> torch.Tensor:
         """(n,) values in the order of the input."""
         return torch.empty_like(values).index_copy_(0, self.order, values)
 
 
-def _match(ordered: Detections, num_overlaps: int) -> Matched:
-    places = (ordered.objects >= 0).nonzero().squeeze(1)
+def _match(
+    ordered: Detections,
+    starts: torch.Tensor,
+    background_before: torch.Tensor,
+    num_objects: int,
+    num_overlaps: int,
+) -> Matched:
+    places = ordered.levels.nonzero().squeeze(1)
+    some, num = ordered.take(places), len(places)
     overlaps = torch.arange(num_overlaps, device=places.device)[:, None]
-    is_matched = ordered.levels[places] > overlaps
-    return Matched(places, ordered.objects[places], is_matched, ordered.is_kept[places])
-
-
-def _label(ordered: Detections, matched: Matched, num_objects: int) -> Labels:
-    num, num_overlaps, device = len(ordered.scores), len(matched.is_matched), ordered.scores.device
-    tp_at = torch.full((num_overlaps, num_objects), num, device=device)
-    candidates = torch.where(matched.is_matched & matched.is_kept, matched.places, num)
-    tp_at.scatter_reduce_(1, matched.objects.expand(num_overlaps, -1), candidates, "amin")
-    is_tp = torch.zeros((num_overlaps, num + 1), dtype=torch.bool, device=device)
-    is_tp = is_tp.scatter_(1, tp_at, True)[:, :num]
-    overlaps = torch.arange(num_overlaps, device=device)[:, None]
-    is_ignored = (ordered.objects == DIFFICULT) & (ordered.levels > overlaps)
-    is_fp = (ordered.is_kept & ~is_ignored) ^ is_tp
-    return Labels(is_tp, is_fp, tp_at, running_sums(is_fp))
+    is_matched = some.levels > overlaps
+    is_candidate = is_matched & some.is_kept & (some.objects >= 0)
+    candidates = torch.where(is_candidate, torch.arange(num, device=places.device), num)
+    # One object more for the difficult ones, of which none is a true positive.
+    tp_at = torch.full((num_overlaps, num_objects + 1), num, device=places.device)
+    objects = torch.where(some.objects >= 0, some.objects, num_objects).expand(num_overlaps, -1)
+    tp_at = tp_at.scatter_reduce_(1, objects, candidates, "amin")[:, :-1]
+    is_tp = torch.zeros((num_overlaps, num + 1), dtype=torch.bool, device=places.device)
+    is_tp = is_tp.scatter_(1, tp_at, True)[:, :-1]
+    is_ignored = is_matched & (some.objects == DIFFICULT)
+    is_fp = some.is_kept & ~is_tp & ~is_ignored
+    bounds = torch.nn.functional.pad(starts, (0, 1), value=len(ordered.scores))
+    bounds = torch.searchsorted(places, bounds)
+    fps_before = running_sums(is_fp)
+    fps_above = background_before[places] - background_before[starts[some.classes]]
+    fps_above = fps_above + fps_before[:, :-1] - fps_before[:, bounds[some.classes]]
+    return Matched(
+        places,
+        some.classes,
+        some.objects,
+        bounds,
+        is_matched,
+        some.is_kept,
+        is_tp,
+        is_fp,
+        tp_at,
+        fps_above,
+    )
 
 
 def running_sums(values: torch.Tensor) -> torch.Tensor:
-    """(T, n) to (T, n + 1) float64: at each place, the sum of those before it."""
-    sums = values.new_zeros((len(values), values.shape[1] + 1), dtype=torch.float64)
-    torch.cumsum(values, 1, dtype=torch.float64, out=sums[:, 1:])
+    """(..., n) to (..., n + 1) float64: at each place, the sum of those before it."""
+    sums = values.new_zeros((*values.shape[:-1], values.shape[-1] + 1), dtype=torch.float64)
+    torch.cumsum(values, -1, dtype=torch.float64, out=sums[..., 1:])
     return sums
 
 
@@ -133,21 +150,19 @@ def average_precisions(ranking: Ranking, ap_type: str) -> torch.Tensor:
         ranking: of all classes.
         ap_type: see :func:`~maploss.layers.average_precision`.
     """
-    fps_before, num_classes = ranking.labels.fps_before, len(ranking.num_gt)
-    ap = fps_before.new_zeros((ranking.num_overlaps, num_classes + 1))
-    places = ranking.labels.tp_at.sort(dim=1).values
-    # The last class stands for objects without a true positive.
-    classes = torch.nn.functional.pad(ranking.detections.classes, (0, 1), value=num_classes)[places]
-    starts = torch.nn.functional.pad(ranking.starts, (0, 1))[classes]
-    # A class's true positives are neighbours: counted from 0.
-    index = torch.arange(places.shape[1], device=places.device)
-    index = index - torch.searchsorted(classes, classes)
-    fps = fps_before.gather(1, places) - fps_before.gather(1, starts)
+    matched, num_classes = ranking.matched, len(ranking.num_gt)
+    # Objects by the places of their true positives, so class by class; the last class stands for
+    # objects without one.
+    tps = matched.tp_at.sort(dim=1).values
+    classes = torch.nn.functional.pad(matched.classes, (0, 1), value=num_classes)[tps]
+    index = torch.arange(tps.shape[1], device=tps.device) - torch.searchsorted(classes, classes)
+    fps = torch.nn.functional.pad(matched.fps_above, (0, 1)).gather(1, tps)
     precision = torch.where(classes < num_classes, (index + 1) / (index + 1 + fps), 0.0)
     # The largest precision from here on, in the class: other classes after it are lowered.
     lowered = (precision - 2 * classes).flip(1)
     interpolated = precision.flip(1).gather(1, lowered.cummax(1).indices).flip(1)
-    weights = recall_weights_table(ranking.num_gt, ap_type, places.shape[1])
+    weights = recall_weights_table(ranking.num_gt, ap_type, tps.shape[1])
     weights = torch.nn.functional.pad(weights, (0, 0, 0, 1))
+    ap = interpolated.new_zeros((ranking.num_overlaps, num_classes + 1))
     ap.scatter_add_(1, classes, weights[classes, index] * interpolated)
     return torch.where(ranking.num_gt > 0, ap[:, :-1], float("nan"))

@@ -10,9 +10,8 @@ import torch
 from ..match_detections import UNMATCHED
 from ..nms import Overlaps, best_suppressors, oriented
 from ..steps.nms_ap_steps import ranked_nms_ap_steps
-from ..steps.pseudo_gradient import pseudo_gradient
+from ..steps.pseudo_gradient import ranked_pseudo_gradient
 from ..steps.ranked_windows import RankedWindows
-from ..steps.steps import Steps
 from .detection_pool import DetectionPool
 from .rankings import Ranking
 from .settings import MAPLossSettings
@@ -44,20 +43,26 @@ def step_gradient(
         settings: of the loss.
     """
     windows = rank_windows(ranking, pool, cells, overlaps)
-    _C[0] = windows.classes
     steps = ranked_nms_ap_steps(windows, settings.ap_type, settings.transitivity)
-    estimator = settings.gradient, settings.min_delta, settings.pairing
-    of_all = ranking.detections.scores
+
+    def gradient_of(is_moving: torch.Tensor | None) -> torch.Tensor:
+        gradient = ranked_pseudo_gradient(
+            steps,
+            windows.classes,
+            ranking.detections.scores.double(),
+            settings.gradient,
+            settings.min_delta,
+            settings.pairing,
+            is_moving,
+        )
+        return ranking.by_input(gradient)
+
     if pool.group is None:
-        gradient = ranked_pseudo_gradient(steps, of_all, *estimator)
-        return ranking.by_input(gradient)[pool.own]
+        return gradient_of(None)[pool.own]
     at = ranking.order
-    is_own = (at >= pool.own.start) & (at < pool.own.stop)
-    gradient = ranking.by_input(ranked_pseudo_gradient(steps, of_all, *estimator, is_own))
+    gradient = gradient_of((at >= pool.own.start) & (at < pool.own.stop))
     own = gradient[pool.own].index_add_(0, told, pool.gradient_of_others(gradient))
-    is_remembered = at >= pool.remembered.start
-    earlier = ranked_pseudo_gradient(steps, of_all, *estimator, is_remembered)
-    return own + ranking.by_input(earlier)[pool.own]
+    return own + gradient_of(at >= pool.remembered.start)[pool.own]
 
 
 def rank_windows(
@@ -89,25 +94,3 @@ def rank_windows(
         gt=torch.where(detections.levels > of_overlaps, detections.objects, UNMATCHED),
         num_gt=ranking.num_gt,
     )
-
-
-def ranked_pseudo_gradient(steps, scores, estimator, min_delta, pairing, is_moving=None):
-    total = torch.zeros_like(scores, dtype=torch.float64)
-    for t in range(len(steps.up_value)):
-        cols = []
-        for v, p in (
-            (steps.up_value[t], steps.up_partner[t]),
-            (steps.down_value[t], steps.down_partner[t]),
-        ):
-            at = torch.where(p >= 0, scores.double()[p.clamp(min=0)], float("nan"))
-            cols.append((at, v, p))
-        (ua, uv, up), (da, dv, dp) = cols
-        s = Steps(torch.zeros((), dtype=torch.float64), ua, uv, da, dv, up, dp)
-        s = s._replace(value=steps.value[t][_C[0]])
-        if is_moving is not None:
-            s = s.only(is_moving)
-        total += pseudo_gradient(s, scores.double(), estimator, min_delta, pairing)
-    return total / len(steps.up_value)
-
-
-_C = [None]
