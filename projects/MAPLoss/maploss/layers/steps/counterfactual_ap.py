@@ -7,8 +7,9 @@ and 3, and drops 1, which 0 suppresses. The list is 0 2 3: false, false, true; A
 
 - 1 rises past 0 and takes its place, and 2 goes (1 overlaps it): the list is 1 3. 1 is the true
   positive now, 3 a duplicate: AP = 1, a step.
-- 2 falls below 3 and is gone from the list: 0 3. AP = 1/2, a step.
-- 0 is gone, and 1, which is free then, stands at its own place: 1 2 3. AP = 1.
+- 2 is gone from the list: 0 3. AP = 1/2, a step.
+- 0 falls below 1 and goes, and 1, which is free then, stands at its own place and displaces 2: 1 3.
+  AP = 1, a step.
 
 >>> from maploss.layers.steps.first_steps import first_steps
 >>> from maploss.layers.steps.ranked_windows import RankedWindows
@@ -21,10 +22,10 @@ and 3, and drops 1, which 0 suppresses. The list is 0 2 3: false, false, true; A
 >>> lists = DetectionLists(windows, "area")
 >>> own = first_steps(lists)
 >>> edits = Edits(
-...     row=of(0, 0, 0, 1, 2, 2), window=of(0, 2, 1, 2, 0, 1), place=of(0, 2, 0, 2, 0, 1),
-...     is_added=of(False, False, True, False, False, True))
+...     row=of(0, 0, 0, 1, 2, 2, 2), window=of(0, 2, 1, 2, 0, 2, 1), place=of(0, 2, 0, 2, 0, 2, 1),
+...     is_added=of(False, False, True, False, False, False, True))
 >>> moves = Moves(lists=of(0, 0, 0), edits=of(0, 1, 2), movers=of(1, 3, 1), places=of(0, 3, 1))
->>> outcome = CounterfactualAP(lists, own.value).apply(edits, moves, asks_for_next=True)
+>>> outcome = CounterfactualAP(lists, own.value).apply(edits, moves, asks_for_next=False)
 >>> [round(x, 3) for x in [*own.value.tolist(), *outcome.value.tolist()]]
 [0.333, 1.0, 0.5, 1.0]
 

@@ -5,8 +5,8 @@ How the kept set of NMS changes when one window is raised to the top or taken ou
 Four windows of one image in a row, each overlapping its neighbours, by falling score: 0 1 2 3. NMS
 keeps 0, drops 1, keeps 2, drops 3. Each window is moved on its own ("row" b moves window b):
 
-- 0 falls below 1, the best window that it alone suppresses: 0 goes and 1 comes. 1 displaces 2, which
-  it overlaps, and that sets 3 free, which 2 alone suppressed. NMS keeps 1 3.
+- 0 falls below 1, the best window that it alone suppresses: 0 goes and 1 comes. 1 displaces 2,
+  which it overlaps. That sets 3 free, which 2 alone suppressed. NMS keeps 1 3.
 - 1 rises past 0: it displaces 0 and 2. 3 comes back. NMS keeps 1 3.
 - 2 falls below 3: NMS keeps 0 3.
 - 3 rises past 2: it displaces 2. 1 still has its suppressor 0. NMS keeps 0 3.
