@@ -64,7 +64,9 @@ def recall_weights_table(num_gt: torch.Tensor, ap_type: str, size: int) -> torch
     :func:`recall_weights` of P classes: (P, size) float64, 0 beyond a class's objects.
 
     Args:
-        num_gt: (P,) int64, objects of each class. ap_type: one of AP_TYPES. size: columns.
+        num_gt: (P,) int64, objects of each class.
+        ap_type: one of AP_TYPES.
+        size: columns.
     """
     index = torch.arange(size, device=num_gt.device)
     if ap_type == "area":
@@ -86,8 +88,9 @@ def rank_detections(scores: torch.Tensor, matched_gt: torch.Tensor) -> RankedDet
     Sorts detections by falling score, ties in input order, and tells true from false positives.
 
     Args:
-        scores: (D,) float. matched_gt: (D,) int64, the index of the object a detection is matched
-            to, -1 for none, -2 for a match with a difficult object, which leaves it out.
+        scores: (D,) float.
+        matched_gt: (D,) int64, the index of the object a detection is matched to, -1 for none, -2
+            for a match with a difficult object, which leaves it out.
     """
     order = torch.argsort(scores, descending=True, stable=True)
     order = order[matched_gt[order] != DIFFICULT]

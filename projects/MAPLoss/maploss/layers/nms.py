@@ -45,9 +45,18 @@ class NMSRecord(NamedTuple):
     """
     What NMS did to the windows of one class.
 
-    is_kept: (R,) bool. suppressor: (R,) int64, the best-scored kept window that overlaps a
-    suppressed one, -1 for kept windows. rank: (R,) int64, place by falling score over all images.
-    higher, lower: (E',) int64, the overlapping pairs of which at least one is kept, by rank.
+    Args:
+        is_kept: (R,) bool.
+        suppressor: (R,) int64, the best-scored kept window that overlaps a suppressed one, -1 for
+            kept windows.
+        rank: (R,) int64, place by falling score over all images.
+        higher, lower: (E',) int64, the overlapping pairs of which at least one is kept, by rank.
+
+    Example:
+        >>> boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [1.0, 0.0, 11.0, 10.0]])
+        >>> record = nms_record(boxes, torch.tensor([0.2, 0.9]), torch.tensor([0, 0]), 0.3)
+        >>> record.rank, record.higher, record.lower
+        (tensor([1, 0]), tensor([1]), tensor([0]))
     """
 
     is_kept: torch.Tensor
@@ -167,7 +176,10 @@ def keep_by_batched_nms(
     are too small for it to go through them one by one.
 
     Args:
-        boxes: (R, 4). scores: (R,). groups: (R,) int64, from 0.
+        boxes: (R, 4) XYXY in pixels.
+        scores: (R,).
+        groups: (R,) int64, from 0.
+        iou_thresh: boxes with a larger IoU suppress each other.
     """
     is_kept = torch.zeros_like(groups, dtype=torch.bool)
     # It moves groups apart by the largest coordinate.
@@ -248,7 +260,8 @@ def best_suppressors(
     (n,) the place of the best kept window that overlaps a suppressed one, -1 for kept windows.
 
     Args:
-        higher, lower: (E,) places of overlapping windows, by falling score.
+        higher: (E,) places of windows, by falling score.
+        lower: (E,) places of the windows below, which they overlap.
         is_kept: (n,) bool, by place.
     """
     best = torch.full_like(is_kept, len(is_kept), dtype=torch.int64)

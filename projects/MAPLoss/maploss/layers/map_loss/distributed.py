@@ -60,9 +60,11 @@ def exchange_detections(
 
     Args:
         own: classes (n,) not falling, in [0, P).
-        num_classes: P. num_overlaps: T.
+        num_classes: P.
+        num_overlaps: T.
         num_objects: of each process.
         shares_classes: process i ranks the classes c with c mod N = i; False: each ranks all.
+        group: of N processes.
 
     Returns:
         Detections of each process, objects counted over all; and for :func:`return_gradient`.
@@ -101,6 +103,8 @@ def return_gradient(gradient: torch.Tensor, exchange: Exchange, group: Group) ->
 
     Args:
         gradient: of the detections received, in the order of the processes.
+        exchange: which these were.
+        group: the same.
     """
     received = gradient.new_empty(sum(exchange.num_sent))
     splits = exchange.num_sent, exchange.num_received

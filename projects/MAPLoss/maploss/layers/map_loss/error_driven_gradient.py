@@ -138,7 +138,7 @@ def ranked_error_driven_gradient(
     places = torch.arange(len(ranking.order), device=start.device)
     classes = ranking.detections.classes
     shares = _shares(matched, ramps, places, classes, ramps.from_best, weight.sum(0))
-    gradient = -(ranking.is_background * shares)
+    gradient = 0 - ranking.is_background * shares
     shares = _shares(matched, ramps, matched.places, matched.classes, ramps.own, weight)
     gradient.index_add_(0, matched.places, (weight * above - matched.is_fp * shares).sum(0))
     return gradient / ranking.num_overlaps
@@ -213,7 +213,11 @@ def _shares(
     neighbours among the q, so that their sums are differences of running sums.
 
     Args:
-        places, classes, from_best: (B,) of the detections.
+        matched: the windows i.
+        ramps: theirs.
+        places: (B,) of the detections.
+        classes: (B,) of the detections.
+        from_best: (B,) of the detections.
         weight: (..., q), w_i.
     """
     last = matched.starts[classes + 1]

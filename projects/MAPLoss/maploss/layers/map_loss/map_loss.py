@@ -51,6 +51,12 @@ class MAPLossStats(NamedTuple):
             many one that was clipped.
         gradient: (R, K), of the loss.
         minibatch: what was ranked.
+
+    Example:
+        >>> boxes, zeros = torch.tensor([[0.0, 0.0, 10.0, 10.0]]), torch.tensor([0])
+        >>> _, stats = map_loss(torch.tensor([[2.0]]), boxes, zeros, boxes, zeros, zeros)
+        >>> stats.class_detections(0)
+        ClassDetections(scores=tensor([2.]), matched_gt=tensor([0]), num_gt=1)
     """
 
     map: torch.Tensor
@@ -189,6 +195,13 @@ class MAPLoss(torch.nn.Module):
 
     Raises:
         ValueError: a number out of range.
+
+    Example:
+        >>> boxes, image_ids = torch.tensor([[0.0, 0.0, 10.0, 10.0]]), torch.tensor([0])
+        >>> loss = MAPLoss(score_reg_weight=0.5)
+        >>> losses, _ = loss(torch.tensor([[2.0]]), boxes, image_ids, boxes, image_ids, image_ids)
+        >>> losses
+        {'loss_map': tensor(0.), 'loss_score_reg': tensor(8.)}
     """
 
     def __init__(

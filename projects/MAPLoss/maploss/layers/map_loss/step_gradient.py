@@ -44,25 +44,18 @@ def step_gradient(
     """
     windows = rank_windows(ranking, pool, cells, overlaps)
     steps = ranked_nms_ap_steps(windows, settings.ap_type, settings.transitivity)
-
-    def gradient_of(is_moving: torch.Tensor | None) -> torch.Tensor:
-        gradient = ranked_pseudo_gradient(
-            steps,
-            windows.classes,
-            ranking.detections.scores.double(),
-            settings.gradient,
-            settings.min_delta,
-            settings.pairing,
-            is_moving,
-        )
-        return ranking.by_input(gradient)
-
+    scores = ranking.detections.scores.double()
+    estimator = settings.gradient, settings.min_delta, settings.pairing
+    args = (steps, windows.classes, scores, *estimator)
     if pool.group is None:
-        return gradient_of(None)[pool.own]
+        return ranking.by_input(ranked_pseudo_gradient(*args))[pool.own]
     at = ranking.order
-    gradient = gradient_of((at >= pool.own.start) & (at < pool.own.stop))
+    is_own = (at >= pool.own.start) & (at < pool.own.stop)
+    gradient = ranking.by_input(ranked_pseudo_gradient(*args, is_moving=is_own))
     own = gradient[pool.own].index_add_(0, told, pool.gradient_of_others(gradient))
-    return own + gradient_of(at >= pool.remembered.start)[pool.own]
+    is_remembered = at >= pool.remembered.start
+    earlier = ranked_pseudo_gradient(*args, is_moving=is_remembered)
+    return own + ranking.by_input(earlier)[pool.own]
 
 
 def rank_windows(

@@ -141,6 +141,8 @@ class CounterfactualAP:
         Args:
             source: (C,) row of each entry, not falling.
             edits: (C,) the entries.
+            moves: B, one for each row.
+            width: M, true positives of a row at most.
         """
         lists, size = self._lists, self._size
         num_rows, device = len(moves.lists), source.device

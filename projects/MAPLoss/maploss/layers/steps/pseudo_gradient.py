@@ -167,6 +167,17 @@ def exact_steps(f: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> S
 
     Returns:
         Steps whose partner is the coordinate passed at the step.
+
+    Raises:
+        ValueError, TypeError, FloatingPointError: x of a wrong shape or dtype, or not finite.
+
+    Example:
+        f is 1 where the first coordinate is the larger one: the first has to rise to 3, the second
+        to fall to 1.
+
+        >>> steps = exact_steps(lambda x: (x[0] > x[1]).float(), torch.tensor([1.0, 3.0]))
+        >>> steps.up_at, steps.down_at
+        (tensor([3., nan]), tensor([nan, 1.]))
     """
     check_scores(x, ("D",))
     order = torch.argsort(x, descending=True, stable=True)

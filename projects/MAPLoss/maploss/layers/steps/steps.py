@@ -13,10 +13,18 @@ class Steps(NamedTuple):
     """
     The nearest steps of a piecewise-constant f above and below each coordinate, all else held.
 
-    value: 0-d, f now. up_at, down_at: (D,) where the coordinate meets the step: the score of the
-    detection that it passes there. up_value, down_value: (D,) f just beyond. nan where there is no
-    step. up_partner, down_partner: (D,) int64, the detection that is passed, -1 for none.
     Values are float64, because their differences are small; places have the scores' dtype.
+
+    Args:
+        value: 0-d, f now.
+        up_at, down_at: (D,) where the coordinate meets the step: the score of the detection that it
+            passes there; nan where there is no step.
+        up_value, down_value: (D,) f just beyond; nan where there is no step.
+        up_partner, down_partner: (D,) int64, the detection that is passed, -1 for none.
+
+    Example:
+        >>> Steps.none(torch.tensor(0.5), torch.zeros(2)).up_partner
+        tensor([-1, -1])
     """
 
     value: torch.Tensor
