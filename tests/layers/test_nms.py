@@ -3,7 +3,7 @@ import pytest
 import torch
 from detectron2.layers import batched_nms
 from maploss.layers import nms_record
-from maploss.layers.nms import find_overlaps
+from maploss.layers.nms import find_overlaps, keep_by_batched_nms, keep_by_rounds
 
 from tests.reference import ap_after_nms as reference
 from tests.scenes import random_scene
@@ -98,3 +98,68 @@ def test_bad_input_is_named(change, error, says):
     }
     with pytest.raises(error, match=says):
         nms_record(**{**good, **change})
+
+
+def random_groups(num_groups: int, size: int, seed: int = 0):
+    """Whole-pixel boxes of images in shuffled order, with a class's scores, many of them tied."""
+    generator = torch.Generator().manual_seed(seed)
+    count = num_groups * size
+    corner = torch.randint(0, 60, (count, 2), generator=generator).float()
+    sides = torch.randint(10, 40, (count, 2), generator=generator).float()
+    boxes = torch.cat([corner, corner + sides], 1)
+    groups = torch.arange(num_groups).repeat(size)[torch.randperm(count, generator=generator)]
+    scores = torch.randn(count, generator=generator).mul_(8).round_()
+    return boxes, scores, groups
+
+
+@pytest.mark.parametrize(("num_groups", "size"), [(1, 1), (3, 40), (400, 12), (2, 1500), (0, 0)])
+def test_both_ways_to_nms_keep_the_same(num_groups, size):
+    boxes, scores, groups = random_groups(num_groups, size)
+    by_rounds = keep_by_rounds(find_overlaps(boxes, groups, 0.45), scores[:, None]).squeeze(1)
+    assert torch.equal(keep_by_batched_nms(boxes, scores, groups, 0.45), by_rounds)
+    if size > 1:
+        assert 0 < by_rounds.sum() < len(boxes)
+
+
+def test_negative_coordinates_do_not_mix_groups():
+    boxes, scores, groups = random_groups(4, 50)
+    kept = keep_by_batched_nms(boxes, scores, groups, 0.45)
+    assert torch.equal(keep_by_batched_nms(boxes - 5000, scores, groups, 0.45), kept)
+
+
+def test_batched_nms_is_never_given_so_much_that_it_loops_over_groups(monkeypatch):
+    calls = []
+
+    def look(boxes, scores, groups, thresh):
+        calls.append((boxes.numel(), len(groups.unique())))
+        return batched_nms(boxes, scores, groups, thresh)
+
+    monkeypatch.setattr("maploss.layers.nms.batched_nms", look)
+    keep_by_batched_nms(*random_groups(400, 12), 0.45)
+    assert len(calls) < 10
+    assert all(numbers <= 4000 for numbers, _ in calls)
+    calls.clear()
+    # A group that is too large by itself is alone.
+    keep_by_batched_nms(*random_groups(2, 1500), 0.45)
+    assert calls == [(6000, 1), (6000, 1)]
+
+
+def test_classes_are_decided_in_parts_where_many_windows_overlap(monkeypatch):
+    boxes, _, groups = random_groups(3, 40)
+    overlaps = find_overlaps(boxes, groups, 0.3)
+    scores = torch.randn(120, 7, generator=torch.Generator().manual_seed(1))
+    whole = keep_by_rounds(overlaps, scores)
+    monkeypatch.setattr("maploss.layers.nms._PAIRS", 2 * len(overlaps.first))
+    assert torch.equal(keep_by_rounds(overlaps, scores), whole)
+    each = [keep_by_rounds(overlaps, scores[:, c : c + 1]) for c in range(7)]
+    assert torch.equal(torch.cat(each, 1), whole)
+
+
+def test_overlaps_are_found_in_parts(monkeypatch):
+    boxes, _, groups = random_groups(3, 40)
+    whole = find_overlaps(boxes, groups, 0.3)
+    monkeypatch.setattr("maploss.layers.nms._BLOCK", 300)
+    parts = find_overlaps(boxes, groups, 0.3)
+    pairs = [sorted(zip(x.first.tolist(), x.second.tolist(), strict=True)) for x in (whole, parts)]
+    assert pairs[0] == pairs[1]
+    assert all(first < second for first, second in pairs[0])

@@ -15,6 +15,7 @@ from maploss.layers import (
     nms_record,
     pseudo_gradient,
 )
+from maploss.layers.map_loss import rank_minibatch
 
 LEVELS = ["exact", "label_aware", "paper", "none"]
 STEPS = {"gradient": "mee", "transitivity": "exact"}
@@ -378,3 +379,23 @@ def test_cuda_gives_what_the_cpu_gives(transitivity):
     cuda_loss, cuda_gradient, _ = loss_and_gradient(on_cuda, **settings)
     torch.testing.assert_close(cuda_loss.cpu(), loss)
     torch.testing.assert_close(cuda_gradient.cpu(), gradient)
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_the_loss_is_the_same_with_the_kept_set_of_batched_nms(monkeypatch, is_shared):
+    batch = random_batch()
+    batch["boxes"] = batch["boxes"].round()
+    if not is_shared:
+        batch["boxes"] = torch.stack([batch["boxes"] + 2 * c for c in range(4)], 1)
+    loss, gradient, stats = loss_and_gradient(batch, iou_threshs="coco")
+    used = []
+
+    def as_on_cuda(cells, settings):
+        used.append(cells)
+
+    monkeypatch.setattr(rank_minibatch, "_find_overlaps", as_on_cuda)
+    other_loss, other, other_stats = loss_and_gradient(batch, iou_threshs="coco")
+    assert len(used) == 1
+    assert torch.equal(other_loss, loss)
+    assert torch.equal(other, gradient)
+    assert torch.equal(other_stats.ap.nan_to_num(), stats.ap.nan_to_num())
