@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from maploss.layers import match_detections, nms_ap_steps, nms_record, pseudo_gradient
-from maploss.layers.average_precision import AP_TYPES, recall_weights
+from maploss.layers.average_precision import AP_TYPES, recall_weights, recall_weights_table
 from maploss.layers.nms import find_overlaps
 from maploss.layers.steps.nms_ap_steps import TRANSITIVITIES, ranked_nms_ap_steps
 from maploss.layers.steps.pseudo_gradient import (
@@ -18,7 +18,6 @@ from maploss.layers.steps.pseudo_gradient import (
     ranked_pseudo_gradient,
 )
 from maploss.layers.steps.ranked_windows import RankedSteps, RankedWindows
-from maploss.layers.steps.recall_weights import recall_weights_table
 from maploss.layers.steps.steps import Steps
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -78,9 +78,9 @@ def recall_weights_table(num_gt: torch.Tensor, ap_type: str, size: int) -> torch
         in_float = recall.double() * (1 / levels)  # 1 / 100 is the step of pycocotools' levels
         num_needed += num_needed / num_gt.clamp(min=1).double()[:, None] < in_float
     first_tp = torch.where(num_gt[:, None] > 0, num_needed - 1, size).clamp(max=size)
-    shares = torch.full_like(first_tp, 1 / (levels + 1), dtype=torch.float64)
-    table = shares.new_zeros((len(num_gt), size + 1))
-    return table.scatter_add_(1, first_tp, shares)[:, :size]
+    counts = torch.zeros((len(num_gt), size + 1), dtype=torch.int64, device=num_gt.device)
+    counts.scatter_add_(1, first_tp, torch.ones_like(first_tp))
+    return counts[:, :size].double() / (levels + 1)
 
 
 def rank_detections(scores: torch.Tensor, matched_gt: torch.Tensor) -> RankedDetections:

@@ -8,9 +8,9 @@ W windows that match an object at the lowest overlap, G such objects (and one th
 
 import torch
 
+from ..average_precision import recall_weights_table
 from ..ragged import RaggedIndex
 from .ranked_windows import RankedWindows
-from .recall_weights import recall_weights_table
 
 
 class DetectionLists:
