@@ -1,16 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
+from detectron2.utils.events import EventStorage
+from maploss.engine import load_config, loss_pictures
+from maploss.engine.loss_pictures import LossPictures
 from maploss.layers import MAPLossStats
 from maploss.modeling.gradient_cache import LossInputs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_net
+from tests.conftest import REPOSITORY
+from tests.distributed import run_ranks
+from tests.modeling.test_roi_heads import make_batch, make_model
 from tests.tiny_run import arguments, write_tiny_data
+
+EMPTY = np.zeros((1, 1, 3), np.uint8)
 
 
 @pytest.fixture
@@ -80,3 +90,30 @@ def test_nothing_of_a_minibatch_stays_in_the_model(train, monkeypatch):
     assert not models[0]._forward_pre_hooks
     kept = [x for module in models[0].modules() for x in vars(module).values()]
     assert not [x for x in kept if isinstance(x, torch.Tensor | LossInputs | MAPLossStats)]
+
+
+def curves_of_this_process() -> tuple[set, set]:
+    """Names of the classes whose curves are drawn, and of those that have an AP, of one step."""
+    cfg = load_config(
+        str(REPOSITORY / "configs/Shapes-Detection/map.yaml"), ["MODEL.DEVICE", "cpu"]
+    )
+    cfg.MODEL.MAP_LOSS.AP_TYPE = "area"
+    model, drawn = make_model(cfg, "MAPROIHeads"), []
+    pictures = LossPictures(model, 1, "BGR")
+    loss_pictures.minibatch_pr_picture = lambda curves, _: drawn.append({*curves}) or EMPTY
+    with EventStorage() as storage:
+        pictures.trainer = SimpleNamespace(iter=0, storage=storage)
+        pictures.before_step()
+        model(make_batch())
+        pictures.after_step()
+        names = {x.split("/")[1] for x in storage.latest() if x.startswith("map_per_class/")}
+    return drawn[0], names
+
+
+def test_each_process_draws_the_curves_of_the_classes_that_it_ranks():
+    ranks = run_ranks(curves_of_this_process, 2)
+    (first, names), (second, _) = ranks
+    assert first | second == names
+    assert not first & second
+    assert first
+    assert second

@@ -60,3 +60,4 @@ def test_the_loss_is_five_calls_away_and_the_formula_of_its_gradient_eight(
     assert found["map_loss"] == TO_THE_LOSS
     assert found[formula][: len(TO_THE_LOSS)] == TO_THE_LOSS
     assert len(found[formula]) <= 8
+    assert not [name for name in found[formula] if "<" in name]  # no lambda, no comprehension
