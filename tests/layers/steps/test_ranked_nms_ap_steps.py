@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """All classes and overlaps at once against one class and one overlap after the other."""
 
-import doctest
-import importlib
 import sys
 from typing import NamedTuple
 
@@ -270,24 +268,3 @@ def test_operations_hardly_grow_with_classes_and_overlaps(transitivity, at_most)
     together = operations(minibatch.windows, transitivity)
     assert together <= 1.02 * longest
     assert together <= at_most
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        "ap_steps",
-        "counterfactual_ap",
-        "dcg_steps",
-        "incremental_nms",
-        "nms_ap_steps",
-        "pseudo_gradient",
-        "recall_weights",
-        "size_chunks",
-    ],
-)
-def test_the_examples_in_docstrings_are_right(module):
-    # `maploss.layers` exports functions by the names of their modules.
-    importlib.import_module(f"maploss.layers.steps.{module}")
-    result = doctest.testmod(sys.modules[f"maploss.layers.steps.{module}"])
-    assert result.attempted
-    assert not result.failed

@@ -134,6 +134,7 @@ def _changes_counts(
     (T, n) bool, the rows that change how many detections are above some true positive.
 
     Args:
+        lists: of all classes and overlaps.
         edits: by row, then place.
         touches_label: (n + 1,) bool; only the other rows are asked for: all their entries are
             false positives, and true positives stay where they are.
@@ -195,10 +196,8 @@ def _swaps(
     passed: torch.Tensor,
 ) -> Crossings:
     """
-    A riser takes the place of the window it passes; a faller's next best keeps its own.
-
-    Args:
-        overlap, who, passed: (B,).
+    A promoted window takes the place of the one it passes; the next best of a demoted one keeps
+    its own. overlap, who, passed: (B,).
     """
     is_rising = ~lists.windows.is_kept[who]
     rows = torch.arange(len(who), device=who.device)

@@ -222,7 +222,8 @@ class IncrementalNMS:
 
         Args:
             suppressed_by: where to look.
-            rows, displaced: (B,) kept windows that rows lose.
+            rows: (B,) which lose kept windows.
+            displaced: (B,) these windows.
             is_lost: (B,) bool, which of them count. None: all, and nothing has been added yet.
             history: marks of all that has changed in these rows.
         """
