@@ -11,7 +11,12 @@ def test_each_part_has_the_time_between_its_starts_and_the_next():
     for part, wait in (("a", 0.02), ("b", 0.05), ("a", 0.02)):
         timer.start(part)
         time.sleep(wait)
+    timer.stop()
+    time.sleep(0.1)
+    timer.start("c")
+    timer.stop()
     seconds = timer.seconds()
+    assert seconds.pop("c") < 0.1
     assert set(seconds) == {"a", "b"}
     assert seconds["a"] >= 0.04
     assert seconds["b"] >= 0.05
@@ -29,5 +34,6 @@ def test_on_cuda_a_part_has_the_time_of_its_work():
     for _ in range(20):
         x = x @ x
     timer.start("nothing")
+    timer.stop()
     seconds = timer.seconds()
     assert seconds["work"] > seconds["nothing"]

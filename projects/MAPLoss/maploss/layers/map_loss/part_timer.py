@@ -9,7 +9,7 @@ import torch
 
 class PartTimer:
     """
-    One part runs at a time: starting one ends the one before.
+    One part runs at a time: starting one ends the one before, :meth:`stop` ends the last.
 
     On CUDA the times are the device's, between events, and asking for them waits for the device.
     """
@@ -22,14 +22,18 @@ class PartTimer:
         """The time from now on is that of `part`."""
         self._marks.append((part, self._now()))
 
+    def stop(self) -> None:
+        """The time from now on is that of none."""
+        self._marks.append(("", self._now()))
+
     def seconds(self) -> dict[str, float]:
-        """The time of each part so far, in seconds; the last one ends here."""
-        marks = [*self._marks, ("", self._now())]
+        """The time of each part that has ended, in seconds."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         total: dict[str, float] = {}
-        for (part, begin), (_, end) in itertools.pairwise(marks):
-            total[part] = total.get(part, 0.0) + _between(begin, end)
+        for (part, begin), (_, end) in itertools.pairwise(self._marks):
+            if part:
+                total[part] = total.get(part, 0.0) + _between(begin, end)
         return total
 
     def _now(self) -> "float | torch.cuda.Event":

@@ -88,6 +88,7 @@ def rank_minibatch(
         ppd[told] = pool.own_gradient(ranking.by_input(gradient))
     else:
         ppd = step_gradient(ranking, pool, cells, overlaps, told, settings)
+    timer.stop()
     ppd = pool.num_minibatches * ppd.view(len(pool.ranked), len(windows.scores)).t()
     return RankedMinibatch(
         ap.new_full((len(ap), num_classes), float("nan")).index_copy_(1, pool.ranked, ap),
