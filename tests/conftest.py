@@ -1,24 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures that several folders share: a small config, and a small data set on disk."""
+"""Fixtures that several folders share: the tiny config and data set of tests/tiny.py, tools."""
 
 import logging
 import runpy
 import sys
-from pathlib import Path
 
-import cv2
 import maploss  # noqa: F401 (registers the models)
-import numpy as np
 import pytest
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
-from maploss.config import add_maploss_config
-from maploss.data.proposals import write_proposals
+from maploss.data import register_declared_datasets
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from tests import tiny
+from tests.tiny import REPOSITORY
+
 # Tensors are tiny here: two threads gain nothing, and wait for each other where a core is busy,
 # which makes the tests of the configs ten times slower.
 torch.set_num_threads(1)
@@ -60,54 +57,22 @@ def storage():
 
 @pytest.fixture
 def tiny_cfg() -> CfgNode:
-    """The config of the shapes, for a CPU, with fewer channels."""
-    cfg = get_cfg()
-    add_maploss_config(cfg)
-    cfg.merge_from_file(str(REPOSITORY / "configs/Shapes-Detection/map.yaml"))
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.SMALL_CONVNET.CHANNELS = [4, 4, 4, 4]
-    cfg.MODEL.SMALL_CONVNET.NORM = ""
-    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 8
-    cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 2
-    cfg.MODEL.MAP_LOSS.AP_TYPE = "area"
-    return cfg
+    """The tiny detector with the mAP loss."""
+    return tiny.make_cfg()
 
 
 @pytest.fixture
-def tiny_dataset(tmp_path):
-    """Name and proposal file of a registered data set: 6 images of noise, 4 classes, 20 windows."""
-    rng = np.random.default_rng(0)
-    records, boxes = [], []
-    for i in range(6):
-        file_name = str(tmp_path / f"{i}.png")
-        cv2.imwrite(file_name, rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
-        corners = rng.uniform(0, [40, 24], size=(20, 2))
-        windows = np.concatenate([corners, corners + rng.uniform(8, 24, (20, 2))], axis=1)
-        annotations = [
-            {
-                "bbox": windows[k].tolist(),
-                "bbox_mode": BoxMode.XYXY_ABS,
-                "category_id": (i + k) % 4,
-                "difficult": int(k == 2),
-                "iscrowd": 0,
-            }
-            for k in range(3)
-        ]
-        records.append(
-            {
-                "file_name": file_name,
-                "image_id": f"{i}",
-                "height": 48,
-                "width": 64,
-                "annotations": annotations,
-            }
-        )
-        boxes.append(windows.astype(np.float32))
-    proposal_file = str(tmp_path / "proposals.npz")
-    write_proposals(proposal_file, [record["image_id"] for record in records], boxes)
-    name = f"tiny_{tmp_path.name}"
-    DatasetCatalog.register(name, lambda: [dict(record) for record in records])
-    MetadataCatalog.get(name).set(thing_classes=list("abcd"), ap_type="area")
-    yield name, proposal_file
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
+def tiny_data(tmp_path):
+    """The folder of the tiny data set, which is registered until the test ends."""
+    tiny.write_data(tmp_path)
+    register_declared_datasets(tiny.data_settings(tmp_path)["DATASETS.DECLARED"])
+    yield tmp_path
+    DatasetCatalog.remove(tiny.NAME)
+    MetadataCatalog.remove(tiny.NAME)
+
+
+@pytest.fixture
+def data_cfg(tiny_cfg, tiny_data) -> CfgNode:
+    """The tiny detector on the tiny data set."""
+    tiny_cfg.merge_from_list(tiny.as_list(tiny.data_settings(tiny_data)))
+    return tiny_cfg

@@ -14,7 +14,7 @@ from detectron2.engine import default_argument_parser
 from maploss.data.proposals import write_proposals
 
 import train_net
-from tests.conftest import REPOSITORY
+from tests.tiny import REPOSITORY, arguments
 
 XML = """<annotation><size><width>64</width><height>48</height></size><object><name>cell</name>
 <bndbox><xmin>9</xmin><ymin>9</ymin><xmax>40</xmax><ymax>40</ymax></bndbox></object></annotation>"""
@@ -49,26 +49,20 @@ def train(data, style="voc", **changes):
     entry = {"NAME": "bad", "FORMAT": style, "ROOT": str(data), "SPLIT": "train"}
     entry |= {"CLASSES": ["cell"]} if style == "voc" else {"SPLIT": "JPEGImages/coco.json"}
     windows = f"('{data}/windows_{'a' if style == 'voc' else 1}.npz',)"
-    settings = {
-        "DATASETS.DECLARED": str([entry]),
-        "DATASETS.TRAIN": "('bad',)",
-        "DATASETS.TEST": "('bad',)",
+    keys = {
+        "DATASETS.DECLARED": [entry],
+        "DATASETS.TRAIN": ("bad",),
+        "DATASETS.TEST": ("bad",),
         "DATASETS.PROPOSAL_FILES_TRAIN": windows,
         "DATASETS.PROPOSAL_FILES_TEST": windows,
-        "MODEL.ROI_HEADS.NUM_CLASSES": "1",
-        "MODEL.SMALL_CONVNET.CHANNELS": "[4, 4, 4, 4]",
-        "MODEL.SMALL_CONVNET.NORM": "",
-        "SOLVER.IMS_PER_BATCH": "1",
-        "SOLVER.MAX_ITER": "1",
-        "SOLVER.STEPS": "()",
-        "DATALOADER.NUM_WORKERS": "0",
-        "OUTPUT_DIR": str(data / "output"),
+        "MODEL.ROI_HEADS.NUM_CLASSES": 1,
+        "SOLVER.IMS_PER_BATCH": 1,
+        "SOLVER.MAX_ITER": 1,
+        "SOLVER.STEPS": (),
         **changes,
     }
-    config = str(REPOSITORY / "configs/Shapes-Detection/map.yaml")
-    opts = [x for setting in settings.items() for x in setting]
-    args = default_argument_parser().parse_args(["--config-file", config, *opts])
-    return train_net.main(args)
+    args = arguments(data, "output", config="map", **keys)
+    return train_net.main(default_argument_parser().parse_args(args))
 
 
 @pytest.mark.parametrize("style", ["voc", "coco"])

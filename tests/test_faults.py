@@ -12,26 +12,15 @@ from datetime import timedelta
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultTrainer, default_argument_parser
 from detectron2.utils import comm
 from torch.distributed import distributed_c10d
 
 import train_net
-from tests.conftest import REPOSITORY
 from tests.distributed import rank_outcomes, run_ranks
-from tests.tiny_run import arguments, write_tiny_data
+from tests.tiny import REPOSITORY, arguments
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture
-def folder(tmp_path):
-    write_tiny_data(tmp_path)
-    yield tmp_path
-    for catalog in (DatasetCatalog, MetadataCatalog):
-        if f"tiny_{tmp_path.name}" in catalog:
-            catalog.remove(f"tiny_{tmp_path.name}")
 
 
 def train(args):
@@ -88,21 +77,21 @@ def run_until(path, args, delay):
     assert process.wait() == -signal.SIGKILL
 
 
-def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(folder):
+def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(tiny_data):
     keys = {"SOLVER__MAX_ITER": 60, "SOLVER__CHECKPOINT_PERIOD": 4, "DATALOADER__NUM_WORKERS": 1}
-    killed = folder / "killed"
-    run_until(killed / "model_0000007.pth", arguments(folder, "killed", **keys), 0.0)
-    run_until(killed / "model_0000031.pth", arguments(folder, "killed", "--resume", **keys), 0.07)
+    killed, resumed = tiny_data / "killed", arguments(tiny_data, "killed", "--resume", **keys)
+    run_until(killed / "model_0000007.pth", arguments(tiny_data, "killed", **keys), 0.0)
+    run_until(killed / "model_0000031.pth", resumed, 0.07)
     assert not (killed / "model_final.pth").exists()
-    train(arguments(folder, "killed", "--resume", **keys))
-    train(arguments(folder, "whole", **keys))
-    whole = models(folder / "whole/model_final.pth")
+    train(resumed)
+    train(arguments(tiny_data, "whole", **keys))
+    whole = models(tiny_data / "whole/model_final.pth")
     ended = models(killed / "model_final.pth")
     assert whole.keys() == ended.keys()
     assert all(torch.equal(whole[key], ended[key]) for key in whole)
 
 
-def test_a_worker_that_is_killed_stops_with_iteration_and_checkpoint(folder, monkeypatch):
+def test_a_worker_that_is_killed_stops_with_iteration_and_checkpoint(tiny_data, monkeypatch):
     step = DefaultTrainer.run_step
 
     def kill_worker(trainer):
@@ -114,7 +103,7 @@ def test_a_worker_that_is_killed_stops_with_iteration_and_checkpoint(folder, mon
 
     monkeypatch.setattr(DefaultTrainer, "run_step", kill_worker)
     with pytest.raises(SystemExit) as stop:
-        train(arguments(folder, "output", DATALOADER__NUM_WORKERS=1, SOLVER__MAX_ITER=200))
+        train(arguments(tiny_data, "output", DATALOADER__NUM_WORKERS=1, SOLVER__MAX_ITER=200))
     assert re.fullmatch(
         r"error: training stopped in iteration 3: a process that reads images has died: DataLoader "
         r"worker \(pid.*\) .* \(last checkpoint: .*/output/model_0000001\.pth\)",
@@ -145,7 +134,7 @@ train_net.main(train_net.default_argument_parser().parse_args(sys.argv[1:]))
     ],
 )
 def test_a_full_disk_stops_with_file_iteration_and_checkpoint(
-    folder, iteration, period, what, last
+    tiny_data, iteration, period, what, last
 ):
     keys = {"SOLVER__CHECKPOINT_PERIOD": period, "SOLVER__MAX_ITER": 40}
     ran = subprocess.run(
@@ -153,7 +142,7 @@ def test_a_full_disk_stops_with_file_iteration_and_checkpoint(
             sys.executable,
             "-c",
             FULL.format(iteration=iteration),
-            *arguments(folder, "output", **keys),
+            *arguments(tiny_data, "output", **keys),
         ],
         env=ENVIRONMENT,
         cwd=REPOSITORY,
@@ -170,16 +159,16 @@ def test_a_full_disk_stops_with_file_iteration_and_checkpoint(
     assert re.fullmatch(message, said[0])
 
 
-def test_two_ranks_resume_exactly(folder):
-    args = arguments(folder, "output")
-    (whole, resumed), _ = run_ranks(train_twice, 2, args, folder / "output")
+def test_two_ranks_resume_exactly(tiny_data):
+    args = arguments(tiny_data, "output")
+    (whole, resumed), _ = run_ranks(train_twice, 2, args, tiny_data / "output")
     for a, b in zip(whole, resumed, strict=True):
         torch.testing.assert_close(b, a, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("how", ["fails", "is killed", "hangs"])
-def test_a_rank_that_ends_or_hangs_ends_the_other_with_iteration_and_checkpoint(folder, how):
-    args = arguments(folder, "output", SOLVER__MAX_ITER=1000)
+def test_a_rank_that_ends_or_hangs_ends_the_other_with_iteration_and_checkpoint(tiny_data, how):
+    args = arguments(tiny_data, "output", SOLVER__MAX_ITER=1000)
     other, ended = rank_outcomes(fail_in_iteration_3, 2, args, how)
     said = other.output.splitlines()[-1]
     assert re.fullmatch(

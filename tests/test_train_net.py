@@ -4,7 +4,6 @@
 import json
 import os
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,35 +11,17 @@ from detectron2.engine import DefaultTrainer, default_argument_parser
 from maploss.data.proposals import write_proposals
 
 import train_net
+from tests.tiny import arguments
 
-SHAPES = Path(train_net.__file__).parent / "configs/Shapes-Detection"
-TINY = {
-    "MODEL.DEVICE": "cpu",
-    "MODEL.SMALL_CONVNET.CHANNELS": "[4, 4, 4, 4]",
-    "MODEL.SMALL_CONVNET.NORM": "",
-    "MODEL.ROI_BOX_HEAD.FC_DIM": "8",
-    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": "2",
-    "SOLVER.IMS_PER_BATCH": "2",
-    "SOLVER.STEPS": "()",
-    "SOLVER.WARMUP_ITERS": "0",
-    "SOLVER.CHECKPOINT_PERIOD": "2",
-    "DATALOADER.NUM_WORKERS": "0",
-}
+AT_ONCE = {"SOLVER__WARMUP_ITERS": 0, "SOLVER__STEPS": ()}
 
 
 @pytest.fixture
-def run(tiny_dataset, tmp_path):
+def run(tiny_data):
     """Runs train_net.py with a config and further arguments, in one output folder."""
-    name, proposal_file = tiny_dataset
 
     def _run(config, *args, opts=()):
-        settings = TINY | {"OUTPUT_DIR": str(tmp_path / "output")}
-        for part in ("TRAIN", "TEST"):
-            settings[f"DATASETS.{part}"] = f"('{name}',)"
-            settings[f"DATASETS.PROPOSAL_FILES_{part}"] = f"('{proposal_file}',)"
-        config_file = ["--config-file", str(SHAPES / f"{config}.yaml")]
-        given = [x for setting in settings.items() for x in setting]
-        args = [*config_file, *args, *given, *opts]
+        args = [*arguments(tiny_data, "output", *args, config=config, **AT_ONCE), *opts]
         return train_net.main(default_argument_parser().parse_args(args))
 
     return _run

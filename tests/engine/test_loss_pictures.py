@@ -5,40 +5,34 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
 from detectron2.utils.events import EventStorage
-from maploss.engine import load_config, loss_pictures
+from maploss.engine import loss_pictures
 from maploss.engine.loss_pictures import LossPictures
 from maploss.layers import MAPLossStats
 from maploss.modeling.gradient_cache import LossInputs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_net
-from tests.conftest import REPOSITORY
 from tests.distributed import run_ranks
 from tests.modeling.test_roi_heads import make_batch, make_model
-from tests.tiny_run import arguments, write_tiny_data
+from tests.tiny import arguments, make_cfg
 
 EMPTY = np.zeros((1, 1, 3), np.uint8)
 
 
 @pytest.fixture
-def train(tmp_path, monkeypatch):
+def train(tiny_data, monkeypatch):
     """A run of 3 iterations by keys of the config; what TensorBoard has of it."""
-    write_tiny_data(tmp_path)
     monkeypatch.setattr(train_net.Trainer, "test", staticmethod(lambda cfg, model: {}))
 
     def run(config, **keys):
-        args = arguments(tmp_path, "output", config=config, SOLVER__MAX_ITER=3, **keys)
+        args = arguments(tiny_data, "output", config=config, SOLVER__MAX_ITER=3, **keys)
         train_net.main(default_argument_parser().parse_args(args))
-        events = EventAccumulator(str(tmp_path / "output"))
+        events = EventAccumulator(str(tiny_data / "output"))
         return events.Reload()
 
-    yield run
-    for catalog in (DatasetCatalog, MetadataCatalog):
-        if f"tiny_{tmp_path.name}" in catalog:
-            catalog.remove(f"tiny_{tmp_path.name}")
+    return run
 
 
 @pytest.mark.parametrize("passes", [1, 2])
@@ -94,11 +88,7 @@ def test_nothing_of_a_minibatch_stays_in_the_model(train, monkeypatch):
 
 def curves_of_this_process() -> tuple[set, set]:
     """Names of the classes whose curves are drawn, and of those that have an AP, of one step."""
-    cfg = load_config(
-        str(REPOSITORY / "configs/Shapes-Detection/map.yaml"), ["MODEL.DEVICE", "cpu"]
-    )
-    cfg.MODEL.MAP_LOSS.AP_TYPE = "area"
-    model, drawn = make_model(cfg, "MAPROIHeads"), []
+    model, drawn = make_model(make_cfg(), "MAPROIHeads"), []
     pictures = LossPictures(model, 1, "BGR")
     loss_pictures.minibatch_pr_picture = lambda curves, _: drawn.append({*curves}) or EMPTY
     with EventStorage() as storage:

@@ -9,50 +9,30 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
-from maploss.engine import build_optimizer, load_config
+from maploss.engine import build_optimizer
 from maploss.engine.accumulating_trainer import AccumulatingTrainer
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.conftest import REPOSITORY
 from tests.distributed import run_ranks
+from tests.tiny import make_cfg
 
 SIZE = (64, 96)
-TINY = [
-    "MODEL.DEVICE",
-    "cpu",
-    "MODEL.SMALL_CONVNET.CHANNELS",
-    "[4, 4, 4, 4]",
-    "MODEL.SMALL_CONVNET.NORM",
-    "",
-    "MODEL.ROI_BOX_HEAD.FC_DIM",
-    "8",
-    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION",
-    "2",
-    "MODEL.MAP_LOSS.AP_TYPE",
-    "area",
-    # All windows, so that nothing is drawn.
-    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",
-    "0",
-    "MODEL.MAP_LOSS.SCORE_REG.WEIGHT",
-    "1e-5",
-    "SOLVER.OPTIMIZER",
-    "SGD",
-    "SOLVER.BASE_LR",
-    "0.02",
-    "SOLVER.WARMUP_ITERS",
-    "0",
-]
-REGRESSED = [
-    "MODEL.MAP_LOSS.BOX_REG",
-    "regressed",
-    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT",
-    "1.0",
-]
+UPDATES = {
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 0,  # all windows, so that nothing is drawn
+    "MODEL.MAP_LOSS.SCORE_REG.WEIGHT": 1e-5,
+    "SOLVER.OPTIMIZER": "SGD",
+    "SOLVER.BASE_LR": 0.02,
+    "SOLVER.WARMUP_ITERS": 0,
+}
+REGRESSED = {
+    "MODEL.MAP_LOSS.BOX_REG": "regressed",
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": 1.0,
+}
 METHODS = {
-    "error-driven": [],
+    "error-driven": {},
     "regressed boxes": REGRESSED,
-    "steps": ["MODEL.MAP_LOSS.GRADIENT", "mee", "MODEL.MAP_LOSS.TRANSITIVITY", "exact"],
-    "memory": ["MODEL.MAP_LOSS.MEMORY", "2"],
+    "steps": {"MODEL.MAP_LOSS.GRADIENT": "mee", "MODEL.MAP_LOSS.TRANSITIVITY": "exact"},
+    "memory": {"MODEL.MAP_LOSS.MEMORY": 2},
 }
 
 
@@ -74,14 +54,13 @@ def images(seed: int, num: int = 4) -> list[dict]:
 
 
 def train(
-    overrides: list[str], sizes: list[int], num_updates: int = 2, is_amp: bool = False
+    settings: dict, sizes: list[int], num_updates: int = 2, is_amp: bool = False
 ) -> tuple[dict, dict]:
     """
     Parameters and mean losses after updates of 4 images each, `sizes` of them in each pass; each
     process has its share of a pass.
     """
-    file = REPOSITORY / "configs/Shapes-Detection/map.yaml"
-    cfg = load_config(str(file), [*TINY, *overrides])
+    cfg = make_cfg(UPDATES | settings)
     torch.manual_seed(0)
     model = build_model(cfg).train()
     with torch.no_grad():
@@ -145,7 +124,7 @@ def test_processes_make_the_update_of_one_process(world_size, cases):
 
 
 def test_both_rounds_draw_the_same_windows(monkeypatch):
-    few = ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "4", "MODEL.ROI_HEADS.POSITIVE_FRACTION", ".5"]
+    few = {"MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 4, "MODEL.ROI_HEADS.POSITIVE_FRACTION": 0.5}
     train(few, [2, 2])
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices: contextlib.nullcontext())
     with pytest.raises(RuntimeError, match="expected those of the first round"):
@@ -153,23 +132,23 @@ def test_both_rounds_draw_the_same_windows(monkeypatch):
 
 
 def test_hard_windows_are_chosen_pass_by_pass_from_one_ranking():
-    hard = ["MODEL.MAP_LOSS.WINDOWS", "hard", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "100"]
+    hard = {"MODEL.MAP_LOSS.WINDOWS": "hard", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 100}
     passes, expected = (train(hard, sizes, num_updates=1) for sizes in ([2, 2], [4]))
     assert passes[1] == pytest.approx(expected[1], abs=1e-6)
     assert passes[1] != train(hard, [2], num_updates=1)[1]
 
 
 def test_several_passes_need_the_meta_architecture_that_tells_what_is_ranked():
-    own = ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"]
+    own = {"MODEL.META_ARCHITECTURE": "GeneralizedRCNN"}
     train(own, [4], num_updates=1)
     with pytest.raises(ValueError, match=r"ARCHITECTURE: expected MAPRCNN .*, got Generalized"):
         train(own, [2, 2])
-    train([*own, "MODEL.ROI_HEADS.NAME", "SoftmaxROIHeads"], [2, 2], num_updates=1)
+    train(own | {"MODEL.ROI_HEADS.NAME": "SoftmaxROIHeads"}, [2, 2], num_updates=1)
 
 
 def test_passes_learn_in_mixed_precision():
-    start = train([], [2, 2], num_updates=0)[0]
-    found = train([], [2, 2], num_updates=1, is_amp=True)[0]
+    start = train({}, [2, 2], num_updates=0)[0]
+    found = train({}, [2, 2], num_updates=1, is_amp=True)[0]
     for layer in ("box_predictor.cls_score", "box_head.fc1"):
         key = f"roi_heads.{layer}.weight"
         assert (found[key] - start[key]).abs().max() > 1e-5

@@ -101,19 +101,14 @@ def test_without_images_there_is_nothing_to_learn():
 
 
 @pytest.fixture
-def trained_cfg(tiny_cfg, tiny_dataset, tmp_path):
-    name, proposal_file = tiny_dataset
-    tiny_cfg.DATASETS.TRAIN = tiny_cfg.DATASETS.TEST = (name,)
-    tiny_cfg.DATASETS.PROPOSAL_FILES_TRAIN = tiny_cfg.DATASETS.PROPOSAL_FILES_TEST = (
-        proposal_file,
-    )
-    tiny_cfg.MODEL.ROI_HEADS.NAME = "SoftmaxROIHeads"
-    tiny_cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT = 1.0
-    tiny_cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+def trained_cfg(data_cfg, tmp_path):
+    data_cfg.MODEL.ROI_HEADS.NAME = "SoftmaxROIHeads"
+    data_cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT = 1.0
+    data_cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
     torch.manual_seed(0)
-    torch.save({"model": build_model(tiny_cfg).state_dict()}, tiny_cfg.MODEL.WEIGHTS)
-    (tmp_path / "config.yaml").write_text(tiny_cfg.dump())
-    return tiny_cfg
+    torch.save({"model": build_model(data_cfg).state_dict()}, data_cfg.MODEL.WEIGHTS)
+    (tmp_path / "config.yaml").write_text(data_cfg.dump())
+    return data_cfg
 
 
 def test_features_are_those_of_windows_and_objects_in_their_order(trained_cfg):
@@ -150,13 +145,13 @@ def test_a_model_that_is_not_there_ends_the_tool_with_one_line(trained_cfg, tmp_
 
 
 def test_a_broken_image_or_windows_of_an_rpn_end_the_tool_with_one_line(
-    trained_cfg, tiny_dataset, tmp_path, call_tool
+    trained_cfg, tmp_path, call_tool
 ):
     config = str(tmp_path / "config.yaml")
     arguments = ("--config-file", config, "--output", str(tmp_path / "svm"))
     with pytest.raises(SystemExit, match=r"^error: MODEL\.LOAD_PROPOSALS: expected True"):
         call_tool("train_svm", *arguments, "--opts", "MODEL.LOAD_PROPOSALS", "False")
-    (record, *_) = DatasetCatalog.get(tiny_dataset[0])
+    (record, *_) = DatasetCatalog.get(trained_cfg.DATASETS.TRAIN[0])
     Path(record["file_name"]).write_bytes(b"\x89PNG")
     with pytest.raises(SystemExit, match=r"^error: Cannot read image .*: "):
         call_tool("train_svm", *arguments)

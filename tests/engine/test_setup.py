@@ -6,11 +6,9 @@ from maploss.engine import load_config, prepare_config
 
 
 @pytest.fixture
-def cfg(tiny_cfg, tiny_dataset):
-    name, _ = tiny_dataset
-    tiny_cfg.DATASETS.TRAIN = tiny_cfg.DATASETS.TEST = (name,)
-    tiny_cfg.MODEL.LOAD_PROPOSALS = False
-    return tiny_cfg
+def cfg(data_cfg):
+    data_cfg.MODEL.LOAD_PROPOSALS = False
+    return data_cfg
 
 
 def test_without_cuda_the_cpu_is_used_and_that_is_said(cfg, monkeypatch, caplog):
@@ -29,13 +27,13 @@ def test_with_cuda_the_device_stays(cfg, monkeypatch):
     assert cfg.MODEL.DEVICE == "cuda:0"
 
 
-def test_a_number_of_classes_other_than_the_data_set_has_is_an_error(cfg, tiny_dataset):
+def test_a_number_of_classes_other_than_the_data_set_has_is_an_error(cfg):
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
-    with pytest.raises(ValueError, match=rf"NUM_CLASSES: expected 4.*{tiny_dataset[0]}.*got 3"):
+    with pytest.raises(ValueError, match=r"NUM_CLASSES: expected 4.*tiny.*got 3"):
         prepare_config(cfg, eval_only=True)
 
 
-def test_of_a_retinanet_its_own_number_of_classes_counts(cfg, tiny_dataset):
+def test_of_a_retinanet_its_own_number_of_classes_counts(cfg):
     cfg.MODEL.META_ARCHITECTURE = "RankingRetinaNet"
     cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.RETINANET.NUM_CLASSES = 3, 4
     prepare_config(cfg, eval_only=True)
@@ -50,20 +48,17 @@ def test_a_data_set_that_is_not_registered_is_named(cfg):
         prepare_config(cfg, eval_only=False)
 
 
-def test_given_proposal_files_are_kept(cfg, tiny_dataset):
-    _, proposal_file = tiny_dataset
+def test_given_proposal_files_are_kept(cfg, tiny_data):
     cfg.MODEL.LOAD_PROPOSALS = True
-    cfg.DATASETS.PROPOSAL_FILES_TRAIN = cfg.DATASETS.PROPOSAL_FILES_TEST = (proposal_file,)
     prepare_config(cfg, eval_only=False)
-    expected = (proposal_file,)
+    expected = (str(tiny_data / "tiny.npz"),)
     assert expected == cfg.DATASETS.PROPOSAL_FILES_TRAIN == cfg.DATASETS.PROPOSAL_FILES_TEST
 
 
-def test_a_run_that_only_evaluates_needs_no_windows_to_train(cfg, tiny_dataset):
-    _, proposal_file = tiny_dataset
+def test_a_run_that_only_evaluates_needs_no_windows_to_train(cfg):
     cfg.MODEL.LOAD_PROPOSALS = True
     cfg.DATASETS.TRAIN = ("nothing_of_that_name",)
-    cfg.DATASETS.PROPOSAL_FILES_TEST = (proposal_file,)
+    cfg.DATASETS.PROPOSAL_FILES_TRAIN = ()
     prepare_config(cfg, eval_only=True)
     assert cfg.DATASETS.PROPOSAL_FILES_TRAIN == ()
 

@@ -8,21 +8,17 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
 
 import train_net
-from tests.tiny_run import NUM_IMAGES, arguments, write_tiny_data
+from tests.tiny import NUM_IMAGES, arguments, write_data
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    write_tiny_data(tmp_path)
+def folder(tiny_data, monkeypatch):
+    write_data(tiny_data, upright=(0, 3, 6))  # for ASPECT_RATIO_GROUPING
     monkeypatch.setattr(train_net.Trainer, "test", staticmethod(lambda cfg, model: {}))
-    yield tmp_path
-    for catalog in (DatasetCatalog, MetadataCatalog):
-        if f"tiny_{tmp_path.name}" in catalog:
-            catalog.remove(f"tiny_{tmp_path.name}")
+    return tiny_data
 
 
 @pytest.fixture
@@ -126,7 +122,8 @@ def spoil_while_training(monkeypatch, path, content=b""):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_image_stops_with_file_iteration_and_checkpoint(folder, monkeypatch, workers):
-    spoil_while_training(monkeypatch, folder / "5.png", (folder / "5.png").read_bytes()[:99])
+    image = folder / "JPEGImages/5.png"
+    spoil_while_training(monkeypatch, image, image.read_bytes()[:99])
     keys = {"DATALOADER__NUM_WORKERS": workers, "SOLVER__CHECKPOINT_PERIOD": 1, "SEED": 3}
     with pytest.raises(SystemExit) as stop:
         train(arguments(folder, "output", **keys))
@@ -137,7 +134,7 @@ def test_an_unreadable_image_stops_with_file_iteration_and_checkpoint(folder, mo
 
 
 def test_an_unreadable_image_can_be_skipped_and_is_counted(folder, monkeypatch):
-    spoil_while_training(monkeypatch, folder / "5.png")
+    spoil_while_training(monkeypatch, folder / "JPEGImages/5.png")
     counts, trained = [], []
     after_step = train_net.Trainer.after_step
 

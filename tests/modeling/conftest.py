@@ -5,24 +5,18 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
+from tests.tiny import RESNET_FPN, make_cfg
+
 SIZE = (64, 96)
 
 
 @pytest.fixture
-def fpn_cfg(tiny_cfg):
-    """A small ResNet-FPN with anchors for small images."""
-    model = tiny_cfg.MODEL
-    model.BACKBONE.NAME = "build_resnet_fpn_backbone"
-    model.RESNETS.DEPTH = 18
-    model.RESNETS.RES2_OUT_CHANNELS = 64
-    model.RESNETS.OUT_FEATURES = model.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
-    model.FPN.OUT_CHANNELS = 8
-    model.ROI_HEADS.IN_FEATURES = ["p2", "p3", "p4", "p5"]
-    model.RPN.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
-    model.ANCHOR_GENERATOR.SIZES = [[8], [16], [32], [64], [128]]
-    model.RPN.POST_NMS_TOPK_TRAIN = model.RPN.POST_NMS_TOPK_TEST = 60
-    model.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT = 1.0
-    return tiny_cfg
+def fpn_cfg():
+    """The tiny detector with a small ResNet-FPN."""
+    cfg = make_cfg(RESNET_FPN)
+    cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 60
+    cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT = 1.0
+    return cfg
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +14,9 @@ from maploss.layers import MAPLoss, MAPLossSettings
 from maploss.modeling import MAPOutputLayers
 from maploss.modeling.map_loss_config import map_loss_from_config
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+from tests.tiny import REPOSITORY, SMALLER, as_list
+
+CONFIGS = REPOSITORY / "configs"
 LEAVES = sorted(
     str(path.relative_to(CONFIGS))
     for path in CONFIGS.rglob("*.yaml")
@@ -82,11 +83,7 @@ def test_a_config_builds_cuts_no_detections_and_trains(leaves, storage):
         assert predictor.test_detections_per_image == -1
         assert predictor.test_nms_iou_thresh == 0.3
     cfg = load(CONFIGS / leaves[0])
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.ROI_BOX_HEAD.FC_DIMS = [16, 8]  # fc6 of VGG16 has 100 million weights
-    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 16
-    cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, 64
-    cfg.MODEL.FPN.OUT_CHANNELS = 16
+    cfg.merge_from_list(as_list(SMALLER))
     cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 100
     torch.manual_seed(0)
     model = build_model(cfg)

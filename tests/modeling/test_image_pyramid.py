@@ -76,11 +76,9 @@ def test_windows_of_three_scales_in_any_order_come_back_in_theirs():
 
 
 @pytest.fixture
-def pyramid_cfg(tiny_cfg, tiny_dataset):
-    tiny_cfg.DATASETS.TEST = (tiny_dataset[0],)
-    tiny_cfg.DATASETS.PROPOSAL_FILES_TEST = (tiny_dataset[1],)
-    tiny_cfg.INPUT.MIN_SIZE_TEST = 48
-    return tiny_cfg
+def pyramid_cfg(data_cfg):
+    data_cfg.INPUT.MIN_SIZE_TEST = 48
+    return data_cfg
 
 
 def detect(cfg):

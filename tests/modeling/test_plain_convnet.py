@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes
-from maploss.config import add_maploss_config
+from maploss.engine import load_config
 from maploss.modeling import PlainConvNet
 from maploss.modeling.plain_convnet import NETWORKS
 from torch import nn
 from torchvision.models import alexnet, vgg16
 from torchvision.ops import roi_pool
 
-from tests.conftest import REPOSITORY
+from tests.tiny import REPOSITORY, SMALLER, as_list
 
 
 def convolutions(module):
@@ -50,11 +49,7 @@ def test_alexnet_has_the_features_of_torchvision_but_for_the_padding():
 
 
 def test_windows_are_pooled_as_by_torchvisions_roi_pool():
-    cfg = get_cfg()
-    add_maploss_config(cfg)
-    cfg.merge_from_file(str(REPOSITORY / "configs/Fast-RCNN/L.yaml"))
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.ROI_BOX_HEAD.FC_DIMS = [4, 4]
+    cfg = load_config(str(REPOSITORY / "configs/Fast-RCNN/L.yaml"), as_list(SMALLER))
     pooler = build_model(cfg).roi_heads.pooler
     features = torch.randn(2, 512, 20, 30)
     boxes = [

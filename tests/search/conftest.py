@@ -2,12 +2,12 @@
 """A search of a few numbers of the mAP loss, with a quick stand-in for train_net.py."""
 
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
 
-MAP_CONFIG = Path(__file__).resolve().parents[2] / "configs/Shapes-Detection/map.yaml"
+from tests.tiny import config_file
+
 MARGIN = "MODEL.MAP_LOSS.ERROR_DRIVEN.MARGIN"
 SPACE = [
     {"KEY": MARGIN, "LOW": 0, "HIGH": 1, "SCALE": "linear", "START": 0.2},
@@ -38,7 +38,7 @@ with open(folder + "/inference/ap.json", "w") as f:
 def search_file(tmp_path):
     """Writes a search file, with some keys changed, beside the config of its proxy."""
     proxy = tmp_path / "proxy.yaml"
-    proxy.write_text(f'_BASE_: "{MAP_CONFIG}"\n')
+    proxy.write_text(f'_BASE_: "{config_file("map")}"\n')
 
     def write(**changes):
         content = {"PROXY": "proxy.yaml", "REWARD": "AP50", "ROUNDS": 4, "SAMPLES": 3}
