@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes over gloo on the CPU, as Detectron2's launch() starts them on GPUs."""
+"""Fresh processes; and ranks over gloo on the CPU, as Detectron2's launch() starts them on GPUs."""
 
 import contextlib
 import os
@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,10 @@ from detectron2.engine import defaults
 from detectron2.utils import comm
 from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
+
+# As fresh as spawned processes, but forked from one that has imported all that takes seconds.
+_FRESH = multiprocessing.get_context("forkserver")
+_FRESH.set_forkserver_preload(["maploss", "train_net", "matplotlib.pyplot", "scipy.optimize"])
 
 
 class Outcome(NamedTuple):
@@ -29,14 +34,31 @@ class Outcome(NamedTuple):
     seconds: float
 
 
+def start_fresh(function: Callable, *args: Any) -> BaseProcess:
+    """
+    A process that has begun to call `function(*args)`, one of a module and what can be pickled.
+
+    Nothing that is patched or registered here is known there.
+    """
+    process = _FRESH.Process(target=_call, args=(function, *args))
+    process.start()
+    return process
+
+
+def _call(function: Callable, *args: Any) -> None:
+    # As in a process that a user starts. Else workers of data loaders would come from a fork server
+    # that does not notice when this process is killed.
+    multiprocessing.set_start_method("fork", force=True)
+    function(*args)
+
+
 def run_ranks(function: Callable, world_size: int, *args: Any, limit: float = 120.0) -> list:
     """
     Calls `function(*args)` in each of `world_size` processes; their results in order of ranks.
 
     detectron2.utils.comm and torch.distributed (gloo) know the ranks, and Detectron2's trainer
-    wraps its model in DistributedDataParallel for the CPU. Processes are spawned: `function` is one
-    of a module, arguments and results can be pickled, and nothing that is patched or registered
-    here is known there. Workers of data loaders are spawned too, which takes long.
+    wraps its model in DistributedDataParallel for the CPU. Results can be pickled, and what
+    start_fresh says of `function` and its arguments holds.
 
     Raises:
         AssertionError: a rank failed or was killed after `limit` seconds, with all output.
@@ -52,15 +74,11 @@ def rank_outcomes(
     function: Callable, world_size: int, *args: Any, limit: float = 120.0
 ) -> list[Outcome]:
     """As run_ranks, for ranks that are expected to fail; whatever lasts is killed at the limit."""
-    context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        ranks = [
-            context.Process(target=_rank, args=(folder, i, world_size, function, args))
-            for i in range(world_size)
-        ]
         start = time.monotonic()
-        for process in ranks:
-            process.start()
+        ranks = [
+            start_fresh(_rank, folder, i, world_size, function, args) for i in range(world_size)
+        ]
         ended = {}
         try:
             while len(ended) < world_size and time.monotonic() - start < limit:

@@ -4,9 +4,8 @@
 import multiprocessing
 import os
 import re
+import resource
 import signal
-import subprocess
-import sys
 import time
 from datetime import timedelta
 
@@ -17,10 +16,8 @@ from detectron2.utils import comm
 from torch.distributed import distributed_c10d
 
 import train_net
-from tests.distributed import rank_outcomes, run_ranks
-from tests.tiny import REPOSITORY, arguments
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+from tests.distributed import rank_outcomes, run_ranks, start_fresh
+from tests.tiny import arguments
 
 
 def train(args):
@@ -48,10 +45,10 @@ def fail_in_iteration_3(args, how):
     def fail(trainer):
         if trainer.iter == 3 and how == "hangs":
             # As the timeout of Detectron2's launch(), in which processes may be slow to start.
-            distributed_c10d._set_pg_timeout(timedelta(seconds=5))
+            distributed_c10d._set_pg_timeout(timedelta(seconds=1))
         if trainer.iter == 3 and comm.get_rank() == 1:
             if how == "hangs":
-                time.sleep(25)
+                time.sleep(6)
             if how == "is killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise LookupError("something of rank 1 failed")
@@ -66,15 +63,15 @@ def models(path):
 
 
 def run_until(path, args, delay):
-    """Kills train_net.py so many seconds after the file is there."""
-    command = [sys.executable, str(REPOSITORY / "train_net.py"), *args]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    """Kills a run so many seconds after the file is there."""
+    process = start_fresh(train, args)
     end = time.monotonic() + 120
-    while not path.exists() and process.poll() is None and time.monotonic() < end:
+    while not path.exists() and process.is_alive() and time.monotonic() < end:
         time.sleep(0.002)
     time.sleep(delay)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(tiny_data):
@@ -111,19 +108,19 @@ def test_a_worker_that_is_killed_stops_with_iteration_and_checkpoint(tiny_data, 
     )
 
 
-FULL = """
-import resource, sys
-from detectron2.engine import DefaultTrainer
-import train_net
+def train_until_the_disk_is_full(args, iteration, output):
+    """From `iteration` on no file can have more than 100 bytes; `output` is the pipe for prints."""
+    for stream in (1, 2):
+        os.dup2(output.fileno(), stream)
+    step = DefaultTrainer.run_step
 
-def step(trainer, step=DefaultTrainer.run_step):
-    if trainer.iter == {iteration}:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
-    step(trainer)
+    def fill(trainer):
+        if trainer.iter == iteration:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+        step(trainer)
 
-DefaultTrainer.run_step = step
-train_net.main(train_net.default_argument_parser().parse_args(sys.argv[1:]))
-"""
+    DefaultTrainer.run_step = fill
+    train(args)
 
 
 @pytest.mark.parametrize(
@@ -137,20 +134,14 @@ def test_a_full_disk_stops_with_file_iteration_and_checkpoint(
     tiny_data, iteration, period, what, last
 ):
     keys = {"SOLVER__CHECKPOINT_PERIOD": period, "SOLVER__MAX_ITER": 40}
-    ran = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            FULL.format(iteration=iteration),
-            *arguments(tiny_data, "output", **keys),
-        ],
-        env=ENVIRONMENT,
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 1
-    said = [line for line in ran.stderr.splitlines() if line.startswith("error: ")]
+    args = arguments(tiny_data, "output", **keys)
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    process = start_fresh(train_until_the_disk_is_full, args, iteration, writer)
+    writer.close()
+    with os.fdopen(os.dup(reader.fileno())) as output:
+        said = [line for line in output.read().splitlines() if line.startswith("error: ")]
+    process.join()
+    assert process.exitcode == 1
     message = (
         f"error: training stopped in iteration {iteration}: {what}: .*"
         rf" \(last checkpoint: .*/output/{last}\)"

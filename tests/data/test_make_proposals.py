@@ -1,10 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import fcntl
-import json
 import os
-import signal
-import subprocess
-import sys
 import time
 import tracemalloc
 
@@ -15,12 +11,7 @@ from maploss.data import make_proposals as module
 from maploss.data.make_proposals import make_proposals
 from maploss.data.proposals import load_and_check, read_proposals, write_proposals
 
-SCRIPT = """
-import json, sys
-from maploss.data.make_proposals import make_proposals
-records, path = json.load(open(sys.argv[1])), sys.argv[2]
-make_proposals(records, path)
-"""
+from tests.distributed import start_fresh
 
 
 @pytest.fixture
@@ -85,18 +76,16 @@ def test_what_was_made_before_is_not_made_again(tmp_path, records, monkeypatch):
 
 
 def test_killed_at_any_moment_it_goes_on_to_the_same_windows(tmp_path, records):
-    (tmp_path / "records.json").write_text(json.dumps(records))
     path, whole = str(tmp_path / "killed.npz"), str(tmp_path / "whole.npz")
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "records.json"), path]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    process = start_fresh(make_proposals, records, path)
     parts = f"{path}.parts"
     deadline = time.time() + 120
-    while time.time() < deadline and process.poll() is None:
+    while time.time() < deadline and process.is_alive():
         if os.path.isdir(parts) and any(x.endswith(".npy") for x in os.listdir(parts)):
             break
         time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     make_proposals(records, path)
     make_proposals(records, whole)
     assert read(path)["ids"] == read(whole)["ids"]

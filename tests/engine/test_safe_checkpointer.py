@@ -5,17 +5,16 @@ import multiprocessing
 import os
 import pickle
 import resource
-import signal
-import subprocess
-import sys
 import zipfile
-from datetime import timedelta
 
 import numpy as np
 import pytest
 import torch
+from detectron2.utils import comm
 from maploss.engine.safe_checkpointer import CheckpointError, SafeCheckpointer
 from torch import nn
+
+from tests.distributed import run_ranks, start_fresh
 
 
 def make_model(value=0.0, size=8):
@@ -207,30 +206,25 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path):
     assert load(tmp_path / "model_0000003.pth") == 0
 
 
-SCRIPT = """
-import sys, torch
-from torch import nn
-from maploss.engine.safe_checkpointer import SafeCheckpointer
-checkpointer = SafeCheckpointer(nn.Linear(1000, 1000), sys.argv[1])
-for i in range(1000):
-    checkpointer.save(f"model_{i:07d}", iteration=i)
-    print(i, flush=True)
-"""
+def save_again_and_again(folder, saved):
+    checkpointer = SafeCheckpointer(nn.Linear(1000, 1000), folder)
+    for i in range(1000):
+        checkpointer.save(f"model_{i:07d}", iteration=i)
+        saved.send(i)
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.005])
 def test_a_kill_in_the_middle_of_saving_leaves_the_checkpoint_before(tmp_path, delay):
-    child = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
+    saved, sender = multiprocessing.Pipe(duplex=False)
+    child = start_fresh(save_again_and_again, str(tmp_path), sender)
     try:
         for _ in range(3):
-            child.stdout.readline()
-        with pytest.raises(subprocess.TimeoutExpired):
-            child.wait(delay)
+            saved.recv()
+        child.join(delay)
+        assert child.is_alive()
     finally:
-        child.send_signal(signal.SIGKILL)
-        child.communicate()
+        child.kill()
+        child.join()
     checkpointer = SafeCheckpointer(nn.Linear(1000, 1000), str(tmp_path))
     last = (tmp_path / "last_checkpoint").read_text()
     content = checkpointer.resume_or_load("", resume=True)
@@ -244,34 +238,15 @@ def test_a_kill_in_the_middle_of_saving_leaves_the_checkpoint_before(tmp_path, d
     assert hidden == [".windows.tmp-x"]
 
 
-def choose_in_process(rank, folder, results):
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
-    checkpointer = SafeCheckpointer(make_model(), os.path.join(folder, str(rank)))
+def choose(folder):
+    checkpointer = SafeCheckpointer(make_model(), os.path.join(folder, str(comm.get_rank())))
     found = checkpointer.choose_last()
-    results.put((rank, found, checkpointer.has_checkpoint(), checkpointer.get_checkpoint_file()))
-    torch.distributed.barrier()
+    return found, checkpointer.has_checkpoint(), checkpointer.get_checkpoint_file()
 
 
 def test_all_processes_take_the_file_that_the_main_one_has_chosen(tmp_path):
     for rank in "01":
         save_runs(tmp_path / rank, "model_0000003", "model_0000007")
     flip(tmp_path / "0/model_0000007.pth")
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    processes = [
-        context.Process(target=choose_in_process, args=(rank, str(tmp_path), results))
-        for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    found = sorted(results.get(timeout=120) for _ in processes)
-    for process in processes:
-        process.join(60)
     chosen = str(tmp_path / "0/model_0000003.pth")
-    assert found == [(rank, True, True, chosen) for rank in range(2)]
+    assert run_ranks(choose, 2, str(tmp_path)) == [(True, True, chosen)] * 2

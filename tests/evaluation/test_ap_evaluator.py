@@ -8,11 +8,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils import comm
 from maploss.evaluation import APEvaluator
+
+from tests.distributed import run_ranks
 
 NAMES = ["cat", "dog", "unseen"]
 IMAGE_IDS = ("a", "b", "c", "d")
@@ -201,28 +202,19 @@ def test_prediction_for_an_image_that_the_data_set_has_not_is_an_error(dataset):
         evaluate(dataset, {"z": perfect_output("a")})
 
 
-def evaluate_as_one_of_two(rank, folder, name, rendezvous, result_file):
-    """One process of two; image b is seen by both."""
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+def evaluate_as_one_of_two(folder, name):
+    """Image b is seen by both."""
     register(folder, name)
-    images = ("c", "b") if rank == 0 else ("a", "b", "d")
-    results = evaluate(name, {i: random_output(i) for i in images})
-    if comm.is_main_process():
-        with open(result_file, "w") as f:
-            json.dump(results["bbox"], f)
-    elif results is not None:
-        raise RuntimeError(f"process {rank} returned {results}")
-    dist.destroy_process_group()
+    images = ("a", "b", "d") if comm.get_rank() else ("c", "b")
+    return evaluate(name, {i: random_output(i) for i in images})
 
 
 def test_two_processes_give_the_result_of_one(dataset, tmp_path):
     expected = evaluate(dataset, {i: random_output(i) for i in IMAGE_IDS})["bbox"]
-    result_file = tmp_path / "result.json"
-    arguments = (str(tmp_path / "images"), "in_two", str(tmp_path / "rendezvous"), str(result_file))
-    torch.multiprocessing.spawn(evaluate_as_one_of_two, arguments, nprocs=2)
-    results = json.loads(result_file.read_text())
-    assert results == pytest.approx(expected, nan_ok=True)
-    assert 0 < results["AP50"] < 100
+    results, other = run_ranks(evaluate_as_one_of_two, 2, str(tmp_path / "images"), "in_two")
+    assert results["bbox"] == pytest.approx(expected, nan_ok=True)
+    assert 0 < results["bbox"]["AP50"] < 100
+    assert other is None
 
 
 def test_a_data_set_in_cocos_form_is_judged_by_pycocotools_too(dataset, tmp_path):

@@ -5,7 +5,6 @@ import operator
 import os
 import random
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -26,6 +25,8 @@ from maploss.search import (
     read_search_file,
     search_loss,
 )
+
+from tests.distributed import start_fresh
 
 TARGET = torch.tensor([0.8, 0.2, 0.5, 0.65, 0.35, 0.9, 0.1, 0.5], dtype=torch.float64)
 
@@ -271,12 +272,8 @@ def test_there_is_at_least_one_worker(search_file, stand_in, tmp_path):
         search_loss(read_search_file(search_file(), []), tmp_path / "out", stand_in, 0)
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from maploss.search import read_search_file, search_loss
-search_loss(read_search_file(Path(sys.argv[1]), []), Path(sys.argv[2]), sys.argv[3:], 2)
-"""
+def search_in_two_workers(path, output, command):
+    search_loss(read_search_file(path, []), output, command, 2)
 
 
 def is_running(text):
@@ -299,15 +296,12 @@ def test_after_kill_9_the_same_further_rounds_are_run(search_file, stand_in, tmp
     search_loss(read_search_file(path, []), tmp_path / "whole", stand_in)
     expected = record_of(tmp_path / "whole/samples.jsonl")
     samples = output / "samples.jsonl"
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(path), str(output), *stand_in],
-        stdout=subprocess.DEVNULL,
-    )
+    process = start_fresh(search_in_two_workers, path, output, stand_in)
     while count_lines(samples) < 6:
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.005)
     process.kill()
-    process.wait()
+    process.join()
     # The trainings have ended with it.
     deadline = time.monotonic() + 5
     while is_running(f"OUTPUT_DIR\0{output}") and time.monotonic() < deadline:
