@@ -13,6 +13,7 @@ from maploss.engine import build_optimizer, freeze_except, load_config
 from maploss.layers import MAPLoss, MAPLossSettings
 from maploss.modeling import MAPOutputLayers
 from maploss.modeling.map_loss_config import map_loss_from_config
+from maploss.modeling.plain_convnet import NETWORKS
 
 from tests.tiny import REPOSITORY, SMALLER, as_list
 
@@ -71,8 +72,34 @@ def same_training():
     return list(found.values())
 
 
-@pytest.mark.parametrize("leaves", same_training(), ids=lambda leaves: leaves[0])
-def test_a_config_builds_cuts_no_detections_and_trains(leaves, storage):
+def is_plain(leaf):
+    return load(CONFIGS / leaf).MODEL.BACKBONE.NAME == "build_plain_convnet_backbone"
+
+
+SAME_TRAINING = same_training()
+
+
+@pytest.mark.parametrize("leaves", SAME_TRAINING, ids=lambda leaves: leaves[0])
+def test_a_config_builds_cuts_no_detections_and_trains(leaves, storage, monkeypatch):
+    # 20 steps of VGG16 take seconds; with an eighth of its channels it is as deep.
+    for name, layers in NETWORKS.items():
+        monkeypatch.setitem(NETWORKS, name, [(key, thin(spec)) for key, spec in layers])
+    build_and_train(leaves)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "leaves", [x for x in SAME_TRAINING if is_plain(x[0])], ids=lambda leaves: leaves[0]
+)
+def test_a_network_with_all_its_channels_trains(leaves, storage):
+    build_and_train(leaves)
+
+
+def thin(spec):
+    return {**spec, "channels": spec["channels"] // 8} if isinstance(spec, dict) else spec
+
+
+def build_and_train(leaves):
     for leaf in leaves:
         cfg = load(CONFIGS / leaf)
         if leaf.startswith("COCO-Detection") or cfg.MODEL.META_ARCHITECTURE == "RankingRetinaNet":
