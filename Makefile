@@ -3,13 +3,18 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test fuzz compare bench lint types setup
+.PHONY: demo test test-slow fuzz compare bench lint types setup
 
 demo: setup
 	$(PY) train_net.py --config-file configs/Shapes-Detection/map.yaml $(ARGS) OUTPUT_DIR output/demo
 
+# Two processes; ARGS="-n 0" runs them in one. Tensors are small: more threads only wait.
 test: setup
-	$(PY) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
+
+# A file stays in one process, since its slow tests share what takes them long.
+test-slow: setup
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m slow $(ARGS)
 
 # New cases each time, for the night; what fails is printed with the line that repeats it.
 fuzz: setup

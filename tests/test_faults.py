@@ -74,6 +74,7 @@ def run_until(path, args, delay):
     assert process.exitcode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(tiny_data):
     keys = {"SOLVER__MAX_ITER": 60, "SOLVER__CHECKPOINT_PERIOD": 4, "DATALOADER__NUM_WORKERS": 1}
     killed, resumed = tiny_data / "killed", arguments(tiny_data, "killed", "--resume", **keys)

@@ -50,5 +50,5 @@ def test_ci_script_is_there_and_executable(root):
 
 def test_make_targets_of_the_readme_go_through_setup(root):
     makefile = (root / "Makefile").read_text()
-    for target in ("demo", "test", "fuzz", "compare", "bench", "lint", "types"):
+    for target in ("demo", "test", "test-slow", "fuzz", "compare", "bench", "lint", "types"):
         assert f"\n{target}: setup\n" in makefile
