@@ -32,6 +32,7 @@ def random_list(seed: int) -> tuple[torch.Tensor, torch.Tensor, int]:
 
 
 @pytest.mark.parametrize("ap_type", AP_TYPES)
+@pytest.mark.slow
 def test_equals_exact_steps_on_400_random_lists_of_each_ap_type(ap_type):
     for seed in range(400):
         scores, matched, num_gt = random_list(seed)

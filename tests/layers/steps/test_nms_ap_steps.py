@@ -31,6 +31,7 @@ def cosines(oracles, transitivity: str, estimator: str) -> torch.Tensor:
     return torch.stack(found)
 
 
+@pytest.mark.slow
 def test_exact_equals_the_oracle_on_every_window(oracles):
     for seed, (scene, ap_type, oracle) in enumerate(oracles):
         steps = nms_ap_steps(*scene, ap_type=ap_type, transitivity="exact")
@@ -46,6 +47,7 @@ def test_exact_equals_the_oracle_where_many_windows_crowd(seed):
     assert not differing(steps, oracle_steps(scene, "area")).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["sde", "mee"])
 def test_the_levels_agree_with_the_exact_gradient_as_documented(oracles, estimator):
     mean = {level: float(cosines(oracles, level, estimator).mean()) for level in TRANSITIVITIES}
