@@ -3,9 +3,10 @@
 The detections of all processes in one ranking: what is sent, and what comes back.
 
 Shape letters: N processes, n detections of this one, P classes that are ranked. For each detection
-8 bytes are sent (16 if scores are float64), its score and a code of the object that it matches, and
-a score's size comes back. Windows that take no part and scores of classes without an object in any
-process stay where they are.
+8 bytes are sent (16 if scores are float64), its score and a code of the object that it matches. Its
+gradient comes back in the scores' dtype, which the gradient of the loss has in any case: 4 bytes
+(8). Windows that take no part and scores of classes without an object in any process stay where
+they are.
 """
 
 from typing import NamedTuple
@@ -39,12 +40,14 @@ class Exchange(NamedTuple):
         sent: detections in the order in which they were sent, as indices (of this process).
         num_own: n.
         num_sent, num_received: to and from each of the N processes.
+        dtype: of the scores.
     """
 
     sent: torch.Tensor
     num_own: int
     num_sent: list[int]
     num_received: list[int]
+    dtype: torch.dtype
 
 
 def exchange_detections(
@@ -94,22 +97,26 @@ def exchange_detections(
         part = _unpack(some, classes, own.scores.dtype, num_overlaps)
         parts.append(part.shift_objects(first))
         first += num_objects[i]
-    return parts, Exchange(sent, len(own.scores), num_sent, num_received)
+    return parts, Exchange(sent, len(own.scores), num_sent, num_received, own.scores.dtype)
 
 
 def return_gradient(gradient: torch.Tensor, exchange: Exchange, group: Group) -> torch.Tensor:
     """
-    (n,) what all processes say that raises AP in this one's detections.
+    (n,) float64, what all processes say that raises AP in this one's detections.
+
+    Each says it in the scores' dtype; the sum over processes is in float64.
 
     Args:
-        gradient: of the detections received, in the order of the processes.
+        gradient: float64, of the detections received, in the order of the processes.
         exchange: which these were.
         group: the same.
     """
-    received = gradient.new_empty(sum(exchange.num_sent))
+    told = gradient.to(exchange.dtype).contiguous()
+    received = told.new_empty(sum(exchange.num_sent))
     splits = exchange.num_sent, exchange.num_received
-    dist.all_to_all_single(received, gradient.contiguous(), *splits, group=group)
-    return gradient.new_zeros(exchange.num_own).index_add_(0, exchange.sent, received)
+    dist.all_to_all_single(received, told, *splits, group=group)
+    summed = gradient.new_zeros(exchange.num_own)
+    return summed.index_add_(0, exchange.sent, received.to(gradient.dtype))
 
 
 def _pack(own: Detections, num_overlaps: int) -> torch.Tensor:
