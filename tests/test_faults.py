@@ -91,10 +91,12 @@ def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(tiny_data):
 
 def test_a_worker_that_is_killed_stops_with_iteration_and_checkpoint(tiny_data, monkeypatch):
     step = DefaultTrainer.run_step
+    # Workers of an earlier test may still be about to end.
+    before = set(multiprocessing.active_children())
 
     def kill_worker(trainer):
         if trainer.iter == 3:
-            (worker,) = multiprocessing.active_children()
+            (worker,) = set(multiprocessing.active_children()) - before
             worker.kill()
             time.sleep(1)
         step(trainer)
