@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The overlap of boxes: the one IoU of the layers."""
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -33,8 +35,19 @@ def paired_iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
                 [0.3333, 1.0000, 0.0000],
                 [0.0000, 0.0000, 0.0000]])
     """
-    x1, y1, x2, y2 = boxes1.unbind(-1)
-    u1, v1, u2, v2 = boxes2.unbind(-1)
+    return iou_of_sides(boxes1.unbind(-1), boxes2.unbind(-1))
+
+
+def iou_of_sides(sides1: Sequence[torch.Tensor], sides2: Sequence[torch.Tensor]) -> torch.Tensor:
+    """
+    :func:`paired_iou` of boxes whose x1, y1, x2 and y2 are tensors of their own.
+
+    Args:
+        sides1: four, (...).
+        sides2: four, of shapes that broadcast with those.
+    """
+    x1, y1, x2, y2 = sides1
+    u1, v1, u2, v2 = sides2
     inter = torch.minimum(x2, u2).sub_(torch.maximum(x1, u1)).clamp_(min=0)
     inter.mul_(torch.minimum(y2, v2).sub_(torch.maximum(y1, v1)).clamp_(min=0))
     union = ((x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1)).sub_(inter)

@@ -24,7 +24,7 @@ and 3, and drops 1, which 0 suppresses. The list is 0 2 3: false, false, true; A
 >>> edits = Edits(
 ...     row=of(0, 0, 0, 1, 2, 2, 2), window=of(0, 2, 1, 2, 0, 2, 1), place=of(0, 2, 0, 2, 0, 2, 1),
 ...     is_added=of(False, False, True, False, False, False, True))
->>> moves = Moves(lists=of(0, 0, 0), edits=of(0, 1, 2), movers=of(1, 3, 1), places=of(0, 3, 1))
+>>> moves = Moves(lists=of(0, 0, 0), edits=of(0, 1, 2), perturbed=of(1, 3, 1), places=of(0, 3, 1))
 >>> outcome = CounterfactualAP(lists, own.value).apply(edits, moves, asks_for_next=False)
 >>> [round(x, 3) for x in [*own.value.tolist(), *outcome.value.tolist()]]
 [0.333, 1.0, 0.5, 1.0]
@@ -37,6 +37,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..match_detections import DIFFICULT
 from ..ragged import RaggedIndex, isin_sorted
 from .detection_lists import DetectionLists
 from .incremental_nms import Edits
@@ -53,13 +54,13 @@ class Moves(NamedTuple):
     """
     Which list a row edits, and which window moves in it. All (B,) int64.
 
-    lists: overlap times P plus class. edits: row of the edits. movers: the window whose way up from
-    its place is asked for; it is among the added ones. places: where it stands.
+    lists: overlap times P plus class. edits: row of the edits. perturbed: the window whose way up
+    from its place is asked for; it is among the added ones. places: where it stands.
     """
 
     lists: torch.Tensor
     edits: torch.Tensor
-    movers: torch.Tensor
+    perturbed: torch.Tensor
     places: torch.Tensor
 
     def select(self, rows: torch.Tensor) -> "Moves":
@@ -68,7 +69,7 @@ class Moves(NamedTuple):
 
 class Outcome(NamedTuple):
     """
-    AP of each edited list, and the first step of its mover on the way up from its place. All (B,).
+    AP of each edited list, and the first step of its perturbed window on the way up. All (B,).
 
     is_step: bool, whether AP is another than that of the list as it is. value: float64. up_value:
     float64, nan for no step. up_partner: int64, the window passed, or -1.
@@ -83,8 +84,8 @@ class Outcome(NamedTuple):
 class _EditedLists(NamedTuple):
     """
     fps, tps: (B, M) false positives above each true positive, and its place, by place; the place is
-    n in the padding. gap: (B,) true positives above the mover. own_index: (B,) true positive of the
-    mover's object, from 1, or 0 for none. is_ignored: (B,) bool, whether the mover counts for
+    n in the padding. gap: (B,) true positives above the perturbed window. own_index: (B,) true
+    positive of its object, from 1, or 0 for none. is_ignored: (B,) bool, whether it counts for
     nothing.
     """
 
@@ -113,7 +114,8 @@ class CounterfactualAP:
         Args:
             edits: shared by all overlaps, with rows below max(n, B).
             moves: the rows.
-            asks_for_next: whether the mover's next step is wanted where AP has not changed yet.
+            asks_for_next: whether the next step of the perturbed window is wanted where AP has not
+                changed yet.
         """
         num_rows, device = len(moves.lists), moves.lists.device
         value = torch.zeros(num_rows, dtype=torch.float64, device=device)
@@ -121,7 +123,7 @@ class CounterfactualAP:
             torch.zeros(num_rows, dtype=torch.bool, device=device),
             value,
             torch.full_like(value, float("nan")),
-            torch.full_like(moves.movers, -1),
+            torch.full_like(moves.perturbed, -1),
         )
         entry = torch.arange(len(edits.row), device=device)
         entries = RaggedIndex(edits.row, entry, max(self._size, num_rows))
@@ -157,14 +159,14 @@ class CounterfactualAP:
 
         gap = torch.searchsorted(keys, source * (size + 1) + edits.place, right=True)
         change = torch.zeros(num_rows * (width + 1), dtype=torch.int64, device=device)
-        count = torch.where(label == -2, 0, edits.is_added.long() * 2 - 1)
+        count = torch.where(label == DIFFICULT, 0, edits.is_added.long() * 2 - 1)
         change.index_add_(0, gap + source, count)
         change = change.view(num_rows, width + 1).cumsum(1)[:, :-1]
         above = lists.detections_above(moves.lists[:, None], tps) + change
         column = torch.arange(width, device=device)
         fps = torch.where(tps < size, above - column, 0)
 
-        label = lists.label(overlap, moves.movers)
+        label = lists.label(overlap, moves.perturbed)
         column = (label - self._first_object(moves.lists)).clamp(0, width - 1)
         own = tp_of.gather(1, column[:, None]).squeeze(1)
         own_index = torch.searchsorted(keys, row * (size + 1) + own, right=True) - first
@@ -173,7 +175,7 @@ class CounterfactualAP:
             tps,
             torch.searchsorted(keys, row * (size + 1) + moves.places) - first,
             torch.where(label >= 0, own_index, 0),
-            label == -2,
+            label == DIFFICULT,
         )
 
     def _first_object(self, lists: torch.Tensor) -> torch.Tensor:
@@ -204,11 +206,11 @@ class CounterfactualAP:
         is_lost = ~edits.is_added & is_tp
         table[torch.where(is_lost, cells, len(table) - 1)] = size
         # The next kept match of the object takes over, unless it is removed too.
-        entry, heir = lists.listed_for.expand(label, is_lost)
+        entry, next_match = lists.listed_for.expand(label, is_lost)
         removed = torch.where(edits.is_added, _NOTHING, source * size + edits.window).sort().values
-        stays = ~isin_sorted(source[entry] * size + heir, removed)
-        stays &= lists.label(overlap[entry], heir) >= 0
-        table.scatter_reduce_(0, cells[entry], torch.where(stays, heir, size), "amin")
+        stays = ~isin_sorted(source[entry] * size + next_match, removed)
+        stays &= lists.label(overlap[entry], next_match) >= 0
+        table.scatter_reduce_(0, cells[entry], torch.where(stays, next_match, size), "amin")
         table.scatter_reduce_(0, cells, torch.where(edits.is_added, edits.place, size), "amin")
         return table[:-1].view(-1, width)
 
@@ -230,13 +232,13 @@ class CounterfactualAP:
     def _rise(
         self, of_list: torch.Tensor, edited: _EditedLists, envelope: PrecisionEnvelope
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Value and window passed at the first step of the mover on its way up."""
+        """Value and window passed at the first step of the perturbed window on its way up."""
         own_index, gap = edited.own_index, edited.gap
         as_fp, as_tp = envelope.raise_fp(gap), envelope.raise_tp(own_index)
         # A match below its object's true positive rises as a false one until it passes that.
         is_tp = (own_index > gap) | ((own_index > 0) & (as_fp.passed <= own_index))
         fp_partner = edited.tps.gather(1, (as_fp.passed - 1).clamp(min=0)[:, None]).squeeze(1)
-        # Above the mover's place the list is what it was.
+        # Above the perturbed window's place the list is what it was.
         tp_partner = self._lists.false_positive(of_list, as_tp.passed)
         found = torch.where(is_tp, as_tp.found, as_fp.found)
         value = torch.where(is_tp, as_tp.value, as_fp.value)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..match_detections import UNMATCHED
 from .counterfactual_ap import Moves
 from .detection_lists import DetectionLists
 from .first_steps import ListSteps
@@ -22,14 +23,14 @@ class Crossings(NamedTuple):
     The crossings at which AP may change, and what they make of the kept list.
 
     gives_way: (T, D) bool, the kept windows that are gone from the list before their own step down.
-    moves: (B,) the lists to look at. who: (B,) int64, the window that moves. is_rising: (B,) bool.
-    edits: of which each move takes one row.
+    moves: (B,) the lists to look at. who: (B,) int64, the window that moves. is_promoted: (B,)
+    bool. edits: of which each move takes one row.
     """
 
     gives_way: torch.Tensor
     moves: Moves
     who: torch.Tensor
-    is_rising: torch.Tensor
+    is_promoted: torch.Tensor
     edits: Edits
 
 
@@ -65,10 +66,10 @@ def paper_crossings(lists: DetectionLists, own: ListSteps) -> Crossings:
         "amin",
     )[:, :num_kept]
     gives_way = _gives_way(lists, own, next_best)
-    rise_overlap, rising = is_hidden.nonzero().unbind(1)
-    fall_overlap, falling = gives_way.nonzero().unbind(1)
-    who = torch.cat([matched[rising], lists.kept[falling]])
-    passed = torch.cat([windows.suppressor[matched[rising]], next_best[fall_overlap, falling]])
+    rise_overlap, promoted = is_hidden.nonzero().unbind(1)
+    fall_overlap, demoted = gives_way.nonzero().unbind(1)
+    who = torch.cat([matched[promoted], lists.kept[demoted]])
+    passed = torch.cat([windows.suppressor[matched[promoted]], next_best[fall_overlap, demoted]])
     return _swaps(lists, gives_way, torch.cat([rise_overlap, fall_overlap]), who, passed)
 
 
@@ -83,8 +84,8 @@ def exact_crossings(lists: DetectionLists, own: ListSteps) -> Crossings:
     num_entries = torch.zeros_like(passed).index_add_(0, edits.row, torch.ones_like(edits.row))
     # Most newcomers replace a window of the same label and change nothing else.
     is_swap = ~windows.is_kept & (num_entries == is_followed[passed.clamp(max=size - 1)].long())
-    risers = (~windows.is_kept).nonzero().squeeze(1)
-    edits = Edits.join(edits, Edits.of(risers, risers, windows.suppressor[risers], True))
+    promoted = (~windows.is_kept).nonzero().squeeze(1)
+    edits = Edits.join(edits, Edits.of(promoted, promoted, windows.suppressor[promoted], True))
     edits = edits.select(torch.argsort(edits.row * size + edits.place))
 
     is_labelled = _is_labelled(lists)
@@ -98,14 +99,14 @@ def exact_crossings(lists: DetectionLists, own: ListSteps) -> Crossings:
     kept = lists.kept
     may_change[:, kept] = may_change[:, kept] & gives_way
     overlap, who = may_change.nonzero().unbind(1)
-    is_rising = ~windows.is_kept[who]
+    is_promoted = ~windows.is_kept[who]
     moves = Moves(
         overlap * lists.num_classes + windows.classes[who],
         who,
-        torch.where(is_rising, who, passed[who]),
+        torch.where(is_promoted, who, passed[who]),
         passed[who],
     )
-    return Crossings(gives_way, moves, who, is_rising, edits)
+    return Crossings(gives_way, moves, who, is_promoted, edits)
 
 
 def can_matter(lists: DetectionLists) -> torch.Tensor:
@@ -167,7 +168,7 @@ def _changes_counts(
 
 def _is_labelled(lists: DetectionLists) -> torch.Tensor:
     """(n + 1,) bool, the windows matched to an object, even a difficult one, at some overlap."""
-    return torch.nn.functional.pad(lists.windows.gt[0] != -1, (0, 1))
+    return torch.nn.functional.pad(lists.windows.gt[0] != UNMATCHED, (0, 1))
 
 
 def _is_alike(lists: DetectionLists, who: torch.Tensor, passed: torch.Tensor) -> torch.Tensor:
@@ -199,9 +200,9 @@ def _swaps(
     A promoted window takes the place of the one it passes; the next best of a demoted one keeps
     its own. overlap, who, passed: (B,).
     """
-    is_rising = ~lists.windows.is_kept[who]
+    is_promoted = ~lists.windows.is_kept[who]
     rows = torch.arange(len(who), device=who.device)
-    taken, put = torch.where(is_rising, passed, who), torch.where(is_rising, who, passed)
+    taken, put = torch.where(is_promoted, passed, who), torch.where(is_promoted, who, passed)
     edits = Edits.join(Edits.of(rows, taken, taken, False), Edits.of(rows, put, passed, True))
     of_list = overlap * lists.num_classes + lists.windows.classes[who]
-    return Crossings(gives_way, Moves(of_list, rows, put, passed), who, is_rising, edits)
+    return Crossings(gives_way, Moves(of_list, rows, put, passed), who, is_promoted, edits)

@@ -9,6 +9,7 @@ W windows that match an object at the lowest overlap, G such objects (and one th
 import torch
 
 from ..average_precision import recall_weights_table
+from ..match_detections import DIFFICULT
 from ..ragged import RaggedIndex
 from .ranked_windows import RankedWindows
 
@@ -58,7 +59,7 @@ class DetectionLists:
         windows = self.windows
         self.kept = windows.is_kept.nonzero().squeeze(1)
         self.kept_before = _running(windows.is_kept)
-        self.counts = (windows.gt[:, self.kept] != -2).flatten()
+        self.counts = (windows.gt[:, self.kept] != DIFFICULT).flatten()
         self._detections = _running(self.counts)
         classes = torch.arange(self.num_classes + 1, device=windows.gt.device)
         self.class_start = torch.searchsorted(windows.classes, classes)

@@ -46,6 +46,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..box_iou import iou_of_sides
 from ..ragged import RaggedIndex, expand_ranges, isin_sorted
 from .ranked_windows import RankedWindows
 
@@ -131,11 +132,11 @@ class IncrementalNMS:
         A suppressed window gets the best score of its image; its own entry (its place depends on
         how far it is raised) is left out. A kept one falls below `next_best`, if it has one.
         """
-        faller = ((self.next_best < self.size) & self._is_followed).nonzero().squeeze(1)
+        demoted = ((self.next_best < self.size) & self._is_followed).nonzero().squeeze(1)
         beside = self._kept_beside
-        risers = torch.repeat_interleave(beside.counts, output_size=len(beside.values))
-        rows = torch.cat([risers, faller])
-        removed = self._keys(rows, torch.cat([beside.values, faller])).sort().values
+        promoted = torch.repeat_interleave(beside.counts, output_size=len(beside.values))
+        rows = torch.cat([promoted, demoted])
+        removed = self._keys(rows, torch.cat([beside.values, demoted])).sort().values
         rows, displaced = self._split(removed)
         # What may come free, row by row, so that dense windows do not take all memory at once.
         cost = torch.zeros_like(self.next_best)
@@ -248,12 +249,8 @@ class IncrementalNMS:
 
     def _overlap(self, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
         """(B,) bool, whether windows i and j (B,) of one image overlap, as NMS sees it."""
-        x1, y1, x2, y2 = self._coordinates.index_select(1, i).unbind(0)
-        u1, v1, u2, v2 = self._coordinates.index_select(1, j).unbind(0)
-        inter = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp_(min=0)
-        inter = inter.mul_((torch.minimum(y2, v2) - torch.maximum(y1, v1)).clamp_(min=0))
-        union = ((x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1)).sub_(inter)
-        return inter.div_(union) > self._limit
+        sides = (self._coordinates.index_select(1, x).unbind(0) for x in (i, j))
+        return iou_of_sides(*sides) > self._limit
 
     def _keys(self, rows: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
         """A row and a window in one number, sorted by row, then window."""

@@ -171,12 +171,12 @@ def _put_crossings(
     """
     Writes in place the steps that NMS makes.
 
-    A riser has its step where it passes its suppressor. Where that leaves AP as it is, it has the
-    next on its way up: that of its own in the edited list if `is_exact`, else its suppressor's. A
-    faller that meets its next best before its own step is gone from there: a step if that changes
-    AP, else none at all.
+    A promoted window has its step where it passes its suppressor. Where that leaves AP as it is, it
+    has the next on its way up: that of its own in the edited list if `is_exact`, else its
+    suppressor's. A demoted one that meets its next best before its own step is gone from there: a
+    step if that changes AP, else none at all.
     """
-    moves, is_rising = crossings.moves, crossings.is_rising
+    moves, is_promoted = crossings.moves, crossings.is_promoted
     num_classes, size = steps.value.shape[1], steps.up_value.shape[1]
     cells = moves.lists.div(num_classes, rounding_mode="floor") * size + crossings.who
     for up, down, value, otherwise in (
@@ -185,6 +185,6 @@ def _put_crossings(
     ):
         before = up.view(-1)[cells]
         after = torch.where(outcome.is_step, value, otherwise if is_exact else before)
-        up.view(-1)[cells] = torch.where(is_rising, after, before)
+        up.view(-1)[cells] = torch.where(is_promoted, after, before)
         before = down.view(-1)[cells]
-        down.view(-1)[cells] = torch.where(~is_rising & outcome.is_step, value, before)
+        down.view(-1)[cells] = torch.where(~is_promoted & outcome.is_step, value, before)
