@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import sys
+
 import pytest
 import torch
 from maploss.layers import match_detections
@@ -54,3 +56,15 @@ def test_bad_input_is_named(change, error, says):
     arguments = {"boxes": WINDOW, "image_ids": ZERO, "gt_boxes": WINDOW, "gt_image_ids": ZERO}
     with pytest.raises(error, match=says):
         match_detections(**{**arguments, **change})
+
+
+def test_windows_are_matched_in_parts(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(90, 2, generator=generator) * 40
+    boxes = torch.cat([corner, corner + 15], 1)
+    ids = torch.arange(90) % 3
+    objects = boxes[:30] + torch.randn(30, 4, generator=generator)
+    whole = match_detections(boxes, ids, objects, ids[:30])
+    monkeypatch.setattr(sys.modules["maploss.layers.match_detections"], "_PAIRS", 25)
+    assert torch.equal(match_detections(boxes, ids, objects, ids[:30]), whole)
+    assert len(whole.unique()) > 10

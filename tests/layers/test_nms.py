@@ -3,7 +3,13 @@ import pytest
 import torch
 from detectron2.layers import batched_nms
 from maploss.layers import nms_record
-from maploss.layers.nms import find_overlaps, keep_by_batched_nms, keep_by_rounds
+from maploss.layers.box_iou import paired_iou
+from maploss.layers.nms import (
+    _groups_by_size,
+    find_overlaps,
+    keep_by_batched_nms,
+    keep_by_rounds,
+)
 
 from tests.reference import ap_after_nms as reference
 from tests.scenes import random_scene
@@ -163,3 +169,18 @@ def test_overlaps_are_found_in_parts(monkeypatch):
     pairs = [sorted(zip(x.first.tolist(), x.second.tolist(), strict=True)) for x in (whole, parts)]
     assert pairs[0] == pairs[1]
     assert all(first < second for first, second in pairs[0])
+
+
+def test_images_of_different_numbers_of_windows_share_matrices_of_their_size():
+    counts = [1, 1, 2, 3, 300, 5, 0, 280, 1]
+    assert [x for x, _ in _groups_by_size(counts)] == [[2], [3], [4, 7], [5]]
+    boxes, _, _ = random_groups(1, sum(counts))
+    groups = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    groups = groups[torch.randperm(len(groups), generator=torch.Generator().manual_seed(2))]
+    overlaps = find_overlaps(boxes, groups, 0.3)
+    iou = paired_iou(boxes[:, None], boxes)
+    is_pair = (iou > overlaps.limit) & (groups[:, None] == groups)
+    expected = is_pair.triu(1).nonzero().tolist()
+    pairs = torch.stack([overlaps.first, overlaps.second], 1)
+    assert sorted(pairs.tolist()) == expected
+    assert len(expected) > 100

@@ -86,7 +86,7 @@ def test_of_several_overlaps_the_map_of_each_is_watched(tiny_cfg):
             found.append(latest(storage))
     one, other, both = found
     assert not [name for name in one if name.startswith("map_per_overlap")]
-    assert both["map_per_overlap/0.50"] == pytest.approx(one["map/minibatch_map"])
+    assert both["map_per_overlap/0.5"] == pytest.approx(one["map/minibatch_map"])
     assert both["map_per_overlap/0.75"] == pytest.approx(other["map/minibatch_map"])
     mean = (one["map/minibatch_map"] + other["map/minibatch_map"]) / 2
     assert both["map/minibatch_map"] == pytest.approx(mean)

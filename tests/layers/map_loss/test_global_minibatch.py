@@ -272,3 +272,33 @@ def test_the_module_remembers_as_many_minibatches_as_it_is_told():
     assert len(loss.memory) == 2
     assert values[3] != values[0]
     assert MAPLoss().memory is None
+    assert str(MAPLoss(memory_size=5)).count("memory_size=5") == 1
+    with pytest.raises(ValueError, match="memory_size: expected 0 or more minibatches, got -1"):
+        MAPLoss(memory_size=-1)
+
+
+def test_a_memory_of_other_overlaps_is_refused():
+    memory = DetectionMemory(1)
+    gradient_of(minibatch(), memory=memory)
+    with pytest.raises(ValueError, match=r"expected detections at the overlaps \(0.9,\), got"):
+        gradient_of(minibatch(), memory=memory, iou_threshs=(0.9,))
+
+
+def messages_of_ranks_that_differ():
+    """What each rank says where they differ: in classes, in settings."""
+    group, rank = torch.distributed.group.WORLD, torch.distributed.get_rank()
+    messages = []
+    for num_classes, overlap in ((NUM_CLASSES + rank, 0.5), (NUM_CLASSES, 0.5 + 0.1 * rank)):
+        batch = minibatch()
+        batch["scores"] = torch.zeros(len(batch["scores"]), num_classes)
+        try:
+            gradient_of(batch, group=group, iou_threshs=(overlap,))
+        except ValueError as error:
+            messages.append(str(error))
+    return messages
+
+
+def test_processes_with_other_classes_or_settings_are_told_apart():
+    for classes, settings in run_ranks(messages_of_ranks_that_differ, 2):
+        assert "expected one number of classes in all processes, got [5, 6]" in classes
+        assert "settings: expected the same in all processes" in settings

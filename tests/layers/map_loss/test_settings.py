@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
 
+import numpy as np
 import pytest
 from maploss.layers import MAPLossSettings
 
@@ -28,6 +29,7 @@ from maploss.layers import MAPLossSettings
         ({"iou_threshs": [0.5, 0.5]}, ValueError, "iou_threshs.*rising.*0.5 before 0.5"),
         ({"iou_threshs": [0.75, 0.5]}, ValueError, "iou_threshs.*rising.*0.75 before 0.5"),
         ({"iou_threshs": "voc"}, TypeError, "iou_threshs.*list of numbers or 'coco'.*'voc'"),
+        ({"iou_threshs": np.array([0.5, 0.75])}, TypeError, "iou_threshs.*a list of numbers"),
         ({"iou_threshs": 0.5}, TypeError, "iou_threshs.*list of numbers or 'coco'.*0.5"),
         ({"iou_threshs": ["0.5"]}, TypeError, "iou_threshs.*a number.*'0.5'"),
         ({"clip": 0.5}, TypeError, "unexpected.*'clip'"),

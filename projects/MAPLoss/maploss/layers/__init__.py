@@ -4,7 +4,7 @@ from .box_voting import box_voting
 from .hard_examples import hard_examples
 from .map_loss.detection_memory import DetectionMemory
 from .map_loss.error_driven_gradient import error_driven_gradient
-from .map_loss.map_loss import MAPLoss, MAPLossStats, map_loss
+from .map_loss.map_loss import ClassDetections, MAPLoss, MAPLossStats, map_loss
 from .map_loss.settings import MAPLossSettings
 from .match_detections import match_detections
 from .nms import NMSRecord, nms_record
@@ -23,6 +23,7 @@ from .steps.steps import Steps
 from .truncated_svd import LowRankLinear, truncated_svd
 
 __all__ = [
+    "ClassDetections",
     "DetectionMemory",
     "LowRankLinear",
     "MAPLoss",

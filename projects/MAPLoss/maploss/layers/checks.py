@@ -102,6 +102,15 @@ def check_mask(name: str, mask: torch.Tensor, size: int) -> None:
         raise TypeError(f"{name}: expected dtype torch.bool, got {mask.dtype}")
 
 
+def check_finite(name: str, tensor: torch.Tensor) -> None:
+    """Raises FloatingPointError if there are nan or infinite numbers."""
+    is_finite = torch.isfinite(tensor)
+    if not bool(is_finite.all()):
+        raise FloatingPointError(
+            f"{name}: {int((~is_finite).sum())} of {tensor.numel()} are not finite"
+        )
+
+
 def check_scores(scores: torch.Tensor, shape: Sequence[int | str]) -> None:
     """
     Checks scores; waits for the device.
@@ -124,9 +133,7 @@ def check_scores(scores: torch.Tensor, shape: Sequence[int | str]) -> None:
     check_shape("scores", scores, shape)
     if scores.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"scores: expected torch.float32 or torch.float64, got {scores.dtype}")
-    if not bool(torch.isfinite(scores).all()):
-        bad = int((~torch.isfinite(scores)).sum())
-        raise FloatingPointError(f"scores: {bad} of {scores.numel()} are not finite")
+    check_finite("scores", scores)
 
 
 def check_positive(name: str, value: float) -> None:

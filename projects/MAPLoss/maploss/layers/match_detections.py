@@ -15,6 +15,13 @@ from .ragged import RaggedIndex
 
 # What stands in place of an object's index: the window is matched to none, or to a difficult one.
 UNMATCHED, DIFFICULT = -1, -2
+# Pairs of a window and an object looked at at once.
+_PAIRS = 1 << 20
+
+
+def at_least_float32(boxes: torch.Tensor) -> torch.Tensor:
+    """Boxes whose areas do not overflow: integers and half precision as float32."""
+    return boxes if boxes.dtype in (torch.float32, torch.float64) else boxes.float()
 
 
 class Matches(NamedTuple):
@@ -37,6 +44,7 @@ def match_windows(
     gt_images: torch.Tensor,
     gt_classes: torch.Tensor,
     num_classes: int,
+    num_images: int,
     iou_threshs: torch.Tensor,
 ) -> Matches:
     """
@@ -49,29 +57,28 @@ def match_windows(
         gt_images: (G,) int64 in [0, N).
         gt_classes: (G,) int64 in [0, P]; objects of class P are left out.
         num_classes: P.
+        num_images: N.
         iou_threshs: (T,) rising, of the boxes' dtype.
     """
     num_windows, num_gt = len(boxes), len(gt_boxes)
     size = num_windows * (num_classes + 1)
     best = torch.zeros(size, dtype=boxes.dtype, device=boxes.device)
     objects = torch.full((size,), num_gt, device=boxes.device)
-    if num_windows and num_gt:
+    if num_windows and num_gt and num_classes:
         inds = torch.arange(num_gt, device=boxes.device)
-        of_image = RaggedIndex(
-            gt_images, inds, int(torch.maximum(images.max(), gt_images.max())) + 1
-        )
-        # Every window with every object of its image.
-        window, gt = of_image.expand(images)
-        of_class = gt_classes[gt]
-        if boxes.dim() == 2:
-            pair_boxes = boxes[window]
-        else:
-            pair_boxes = boxes[window, of_class.clamp(max=max(num_classes - 1, 0))]
-        iou = paired_iou(pair_boxes, gt_boxes.to(boxes)[gt])
-        cell = window * (num_classes + 1) + of_class
-        best.scatter_reduce_(0, cell, iou, "amax")
-        is_best = (iou > iou_threshs[0]) & (iou == best[cell])
-        objects.scatter_reduce_(0, cell, torch.where(is_best, gt, num_gt), "amin")
+        of_image = RaggedIndex(gt_images, inds, num_images)
+        gt_boxes = gt_boxes.to(boxes)
+        step = max(1, _PAIRS // max(int(of_image.counts.max()), 1))
+        for windows in torch.arange(num_windows, device=boxes.device).split(step):
+            # Every window with every object of its image.
+            source, gt = of_image.expand(images[windows])
+            window, of_class = windows[source], gt_classes[gt]
+            by_class = (of_class.clamp(max=num_classes - 1),) if boxes.dim() == 3 else ()
+            iou = paired_iou(boxes[(window, *by_class)], gt_boxes[gt])
+            cell = window * (num_classes + 1) + of_class
+            best.scatter_reduce_(0, cell, iou, "amax")
+            is_best = (iou > iou_threshs[0]) & (iou == best[cell])
+            objects.scatter_reduce_(0, cell, torch.where(is_best, gt, num_gt), "amin")
     levels = torch.searchsorted(iou_threshs, best)
     objects = torch.where(objects < num_gt, objects, UNMATCHED)
     shape = (num_windows, num_classes + 1)
@@ -124,7 +131,8 @@ def match_detections(
         raise ValueError(f"iou_thresh: expected a number in [0, 1], got {iou_thresh}")
     if gt_difficult is not None:
         check_shape("gt_difficult", gt_difficult, (len(gt_boxes),))
-    images = torch.cat([image_ids, gt_image_ids]).unique(return_inverse=True)[1]
+    boxes = at_least_float32(boxes)
+    ids, images = torch.cat([image_ids, gt_image_ids]).unique(return_inverse=True)
     matches = match_windows(
         boxes,
         images[: len(boxes)],
@@ -132,6 +140,7 @@ def match_detections(
         images[len(boxes) :],
         torch.zeros_like(gt_image_ids),
         1,
+        len(ids),
         boxes.new_tensor([iou_thresh]),
     )
     matched = matches.objects[:, 0]

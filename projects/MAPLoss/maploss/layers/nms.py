@@ -18,7 +18,7 @@ from .checks import check_int64, check_scores, check_shape
 # Pairs of boxes whose IoU is computed at once: a few matrices that a processor's cache holds.
 _BLOCK = 1 << 20
 # Overlapping pairs x classes decided at once.
-_PAIRS = 1 << 23
+_PAIRS = 1 << 22
 # Of more numbers torchvision's batched_nms goes through its groups one by one.
 _NMS_NUMBERS = {"cpu": 4_000, "cuda": 100_000}
 
@@ -95,31 +95,48 @@ def overlaps_of_groups(
     """:func:`find_overlaps` of groups (R,) int64 in [0, num_groups)."""
     boxes = boxes.detach().float()
     limit = float32_limit(iou_thresh, boxes.device)
-    order = torch.argsort(groups, stable=True)
-    ordered = groups[order]
     counts = torch.zeros(num_groups, dtype=torch.int64, device=boxes.device)
     counts.index_add_(0, groups, torch.ones_like(groups))
-    largest = int(counts.max()) if len(groups) else 0
-    within = torch.arange(len(groups), device=boxes.device) - (counts.cumsum(0) - counts)[ordered]
-    # One row for each group; what fills it up overlaps nothing.
-    cell = ordered * largest + within
-    rows = boxes.new_full((num_groups * largest, 4), float("nan"))
-    rows[cell] = boxes[order]
-    rows = rows.view(num_groups, largest, 4)
-    window = torch.empty(num_groups * largest, dtype=torch.int64, device=boxes.device)
-    window[cell] = order
-    pairs = [torch.empty((2, 0), dtype=torch.int64, device=boxes.device)]
-    start = 0
+    order = torch.argsort(groups, stable=True)
+    starts = counts.cumsum(0) - counts
+    pairs = [order.new_zeros((2, 0))]
+    for inds, largest in _groups_by_size(counts.tolist()):
+        some = torch.tensor(inds, device=boxes.device)
+        # One row for each group; what fills it up overlaps nothing.
+        index = torch.arange(largest, device=boxes.device)
+        is_window = index < counts[some][:, None]
+        windows = order[torch.where(is_window, starts[some][:, None] + index, 0)]
+        rows = torch.where(is_window[..., None], boxes[windows], float("nan"))
+        pairs += [windows.view(-1)[x] for x in _pairs_of_rows(rows, limit)]
+    first, second = torch.cat(pairs, 1)
+    return Overlaps(boxes, first, second, limit)
+
+
+def _groups_by_size(counts: list[int]) -> list[tuple[list[int], int]]:
+    """
+    Groups that may share a matrix: at most half of it is filled up. Each with the largest size;
+    groups of one window have no pairs.
+    """
+    by_size: dict[int, list[int]] = {}
+    for group, count in enumerate(counts):
+        if count > 1:
+            by_size.setdefault((count - 1).bit_length(), []).append(group)
+    return [(inds, max(counts[x] for x in inds)) for inds in by_size.values()]
+
+
+def _pairs_of_rows(rows: torch.Tensor, limit: float) -> list[torch.Tensor]:
+    """(2, E) places in rows (N, largest, 4) of boxes of one row whose IoU is above the limit."""
+    num_rows, largest, _ = rows.shape
+    pairs, start = [], 0
     while start < largest:
-        stop = start + max(1, _BLOCK // (num_groups * (largest - start)))
+        stop = start + max(1, _BLOCK // (num_rows * (largest - start)))
         # The upper triangle: later windows of the same group.
         is_pair = paired_iou(rows[:, start:stop, None], rows[:, None, start:]) > limit
-        group, first, second = is_pair.triu_(diagonal=1).nonzero().unbind(1)
-        group = group * largest + start
-        pairs.append(torch.stack([group + first, group + second]))
+        row, first, second = is_pair.triu_(diagonal=1).nonzero().unbind(1)
+        row = row * largest + start
+        pairs.append(torch.stack([row + first, row + second]))
         start = stop
-    first, second = window[torch.cat(pairs, 1)]
-    return Overlaps(boxes, first, second, limit)
+    return pairs
 
 
 def oriented(overlaps: Overlaps, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

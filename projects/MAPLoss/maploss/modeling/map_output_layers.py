@@ -148,7 +148,7 @@ class MAPOutputLayers(WindowOutputLayers):
         }
         if len(stats.ap) > 1:
             overlaps = zip(self.map_loss.settings.iou_threshs, stats.ap, strict=True)
-            watched |= {f"map_per_overlap/{x:.2f}": y.nansum() / len(y) for x, y in overlaps}
+            watched |= {f"map_per_overlap/{x:g}": y.nansum() / len(y) for x, y in overlaps}
         named_ap = zip(self.class_names, stats.ap_per_class, strict=True)
         watched |= {f"map_per_class/{name}": ap for name, ap in named_ap}
         # One transfer: each waits for the device.

@@ -17,11 +17,13 @@ class RememberedMinibatch(NamedTuple):
         detections: n, of any of K classes.
         num_gt: (K,) int64, objects of each class without difficult ones.
         num_objects: objects are counted up to it.
+        iou_threshs: overlaps, of which the levels of the detections are.
     """
 
     detections: Detections
     num_gt: torch.Tensor
     num_objects: int
+    iou_threshs: tuple[float, ...]
 
 
 class DetectionMemory:
@@ -57,27 +59,40 @@ class DetectionMemory:
         small = {name: getattr(detections, name).int() for name in ("classes", "objects", "levels")}
         self._minibatches.append(minibatch._replace(detections=detections._replace(**small)))
 
-    def recall(self, scores: torch.Tensor) -> RememberedMinibatch | None:
-        """All of them as one, on the device and with the dtype of `scores`; None if empty."""
+    def recall(
+        self, scores: torch.Tensor, iou_threshs: tuple[float, ...]
+    ) -> RememberedMinibatch | None:
+        """
+        All of them as one, on the device and with the dtype of `scores`; None if empty.
+
+        Raises:
+            ValueError: they were matched at other overlaps.
+        """
         if not self._minibatches:
             return None
         parts, first = [], 0
-        for detections, _, num_objects in self._minibatches:
+        for minibatch in self._minibatches:
+            if tuple(minibatch.iou_threshs) != iou_threshs:
+                raise ValueError(
+                    f"memory: expected detections at the overlaps {iou_threshs}, got some at "
+                    f"{tuple(minibatch.iou_threshs)}"
+                )
             # Each by itself: those of a checkpoint are on the CPU.
-            found, *inds, is_kept = (x.to(scores.device) for x in detections)
+            found, *inds, is_kept = (x.to(scores.device) for x in minibatch.detections)
             moved = Detections._make([found.to(scores), *(x.long() for x in inds), is_kept])
             parts.append(moved.shift_objects(first))
-            first += num_objects
-        num_gt = sum(x.num_gt.to(scores.device) for x in self._minibatches)
-        return RememberedMinibatch(Detections.cat(parts), num_gt, first)  # type: ignore[arg-type]
+            first += minibatch.num_objects
+        num_gt = torch.stack([x.num_gt.to(scores.device) for x in self._minibatches]).sum(0)
+        return RememberedMinibatch(Detections.cat(parts), num_gt, first, iou_threshs)
 
     def state_dict(self) -> dict:
         """Tensors, numbers and lists only."""
-        return {"minibatches": [(*d, num_gt, num) for d, num_gt, num in self._minibatches]}
+        return {"minibatches": [(*x.detections, *x[1:]) for x in self._minibatches]}
 
     def load_state_dict(self, state: dict) -> None:
         """Takes the last `size` of the minibatches of a state of any size."""
+        num = len(Detections._fields)
         self._minibatches.clear()
-        for *found, num_gt, num_objects in state["minibatches"]:
-            detections = Detections._make(found)
-            self._minibatches.append(RememberedMinibatch(detections, num_gt, num_objects))
+        self._minibatches.extend(
+            RememberedMinibatch(Detections._make(x[:num]), *x[num:]) for x in state["minibatches"]
+        )

@@ -15,6 +15,7 @@ from .distributed import (
     Exchange,
     Group,
     all_gather,
+    check_alike,
     exchange_detections,
     owners,
     return_gradient,
@@ -41,8 +42,8 @@ class DetectionPool:
         settings: of the loss.
 
     Raises:
-        ValueError: the memory is of another number of classes, processes differ in the scores'
-            dtype.
+        ValueError: the memory is of another number of classes or of other overlaps, processes
+            differ in settings, number of classes, or the scores' dtype.
     """
 
     def __init__(
@@ -54,27 +55,24 @@ class DetectionPool:
         num_objects: int,
         settings: MAPLossSettings,
     ) -> None:
-        if not len(num_gt):  # nothing to rank, and nobody who takes part has more
+        if group is not None:
+            check_alike(scores, settings, group)
+        if not len(num_gt):  # nothing to rank
             group = memory = None
         self.group, self._memory = group, memory
         self._rank = dist.get_rank(group) if group is not None else 0
-        self._num_overlaps = len(settings.iou_threshs)
+        self._iou_threshs = settings.iou_threshs
         # What is remembered, all processes remember. Steps follow from what NMS suppressed, which
         # each process knows of its own windows only.
         self._ranks_candidates = not settings.is_error_driven
         self.shares_classes = group is not None and memory is None and settings.is_error_driven
         self._num_objects = [num_objects]
         if group is not None:
-            header = num_gt.new_tensor([num_objects, scores.element_size()])
-            rows = all_gather(torch.cat([num_gt, header]), group)
-            self._num_objects, sizes = rows[:, -2:].t().tolist()
-            if len(set(sizes)) > 1:
-                raise ValueError(
-                    f"scores: expected one dtype in all processes, got {sizes} bytes each"
-                )
-            num_gt = rows[:, :-2].sum(0)
+            rows = all_gather(torch.cat([num_gt, num_gt.new_tensor([num_objects])]), group)
+            self._num_objects = rows[:, -1].tolist()
+            num_gt = rows[:, :-1].sum(0)
         self._num_gt = num_gt
-        self._earlier = memory.recall(scores) if memory is not None else None
+        self._earlier = memory.recall(scores, settings.iou_threshs) if memory is not None else None
         self.num_objects = sum(self._num_objects)
         if self._earlier is not None:
             if self._earlier.num_gt.shape != num_gt.shape:
@@ -94,31 +92,33 @@ class DetectionPool:
             )
         self.own = self.remembered = slice(0, 0)
         self._exchange: Exchange | None = None
-        self._num_told = 0
+        self._num_shared = 0
 
-    def gather(self, candidates: Detections, told: torch.Tensor) -> Detections:
+    def gather(self, candidates: Detections, shared: torch.Tensor) -> Detections:
         """
-        The m detections that this process ranks. Remembers what was told by all processes, where
+        The m detections that this process ranks. Remembers what was shared by all processes, where
         gradients are enabled: what is only looked at is not remembered.
 
         Args:
             candidates: classes in [0, P), not falling.
-            told: (n,) int64, which of them the others and the memory get. Steps are those of all
+            shared: (n,) int64, which of them the others and the memory get. Steps are those of all
                 candidates, and then all of them are ranked here.
         """
-        detections = candidates.take(told)
-        parts, self._num_told = [detections], len(told)
+        detections = candidates.take(shared)
+        parts, self._num_shared = [detections], len(shared)
         if self.group is not None:
             parts, self._exchange = exchange_detections(
                 detections,
                 len(self.ranked),
-                self._num_overlaps,
+                len(self._iou_threshs),
                 self._num_objects,
                 self.shares_classes,
                 self.group,
             )
         if self._memory is not None and torch.is_grad_enabled():
-            now = RememberedMinibatch(Detections.cat(parts), self._num_gt, sum(self._num_objects))
+            now = RememberedMinibatch(
+                Detections.cat(parts), self._num_gt, sum(self._num_objects), self._iou_threshs
+            )
             self._memory.remember(now)
         if self._ranks_candidates:
             parts[self._rank] = candidates.shift_objects(sum(self._num_objects[: self._rank]))
@@ -144,7 +144,7 @@ class DetectionPool:
         """
         others = [
             gradient[: self.own.start],
-            gradient.new_zeros(self._num_told),
+            gradient.new_zeros(self._num_shared),
             gradient[self.own.stop : self.remembered.start],
         ]
         return self._return(torch.cat(others))

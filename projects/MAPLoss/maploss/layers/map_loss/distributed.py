@@ -9,6 +9,7 @@ gradient comes back in the scores' dtype, which the gradient of the loss has in 
 they are.
 """
 
+import zlib
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ import torch.distributed as dist
 
 from ..match_detections import DIFFICULT
 from .detections import Detections
+from .settings import MAPLossSettings
 
 Group = dist.ProcessGroup
 
@@ -25,6 +27,17 @@ def all_gather(own: torch.Tensor, group: Group) -> torch.Tensor:
     rows = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
     dist.all_gather(rows, own.contiguous(), group=group)
     return torch.stack(rows)
+
+
+def check_alike(scores: torch.Tensor, settings: MAPLossSettings, group: Group) -> None:
+    """Raises ValueError, in all processes, if these differ: their messages would not fit."""
+    settings_code = zlib.crc32(repr(settings).encode())
+    header = [scores.shape[1], scores.element_size(), settings_code]
+    columns = all_gather(torch.tensor(header, device=scores.device), group).t().tolist()
+    names = "scores: expected one number of classes", "scores: expected one size of a number"
+    for name, column in zip((*names, "settings: expected the same"), columns, strict=True):
+        if len(set(column)) > 1:
+            raise ValueError(f"{name} in all processes, got {column}")
 
 
 def owners(num_classes: int, group: Group) -> torch.Tensor:
@@ -111,10 +124,10 @@ def return_gradient(gradient: torch.Tensor, exchange: Exchange, group: Group) ->
         exchange: which these were.
         group: the same.
     """
-    told = gradient.to(exchange.dtype).contiguous()
-    received = told.new_empty(sum(exchange.num_sent))
+    shared = gradient.to(exchange.dtype).contiguous()
+    received = shared.new_empty(sum(exchange.num_sent))
     splits = exchange.num_sent, exchange.num_received
-    dist.all_to_all_single(received, told, *splits, group=group)
+    dist.all_to_all_single(received, shared, *splits, group=group)
     summed = gradient.new_zeros(exchange.num_own)
     return summed.index_add_(0, exchange.sent, received.to(gradient.dtype))
 

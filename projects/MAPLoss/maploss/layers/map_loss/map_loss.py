@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-from ..checks import check_int64, check_scores, check_shape
-from ..match_detections import UNMATCHED
+from ..checks import check_finite, check_int64, check_scores, check_shape
+from ..match_detections import UNMATCHED, at_least_float32
 from ..surrogate_gradient import attach_gradient
 from .detection_memory import DetectionMemory
 from .distributed import Group
@@ -24,12 +24,17 @@ _LARGEST_SCORE = 1e8
 
 class ClassDetections(NamedTuple):
     """
-    The detections that the AP of a class is of.
+    The detections that the AP of a class is of, as :func:`average_precision` takes them.
 
     Args:
         scores: (D,).
-        matched_gt: (D,) int64, as :func:`~maploss.layers.average_precision` takes it.
+        matched_gt: (D,) int64.
         num_gt: objects of the class.
+
+    Example:
+        >>> detections = ClassDetections(torch.tensor([0.9, 0.5]), torch.tensor([-1, 0]), 1)
+        >>> len(detections.scores)
+        2
     """
 
     scores: torch.Tensor
@@ -50,7 +55,7 @@ class MAPLossStats(NamedTuple):
         nonzero_share, clipped_share: 0-d, of the R * K scores, how many have a gradient, and how
             many one that was clipped.
         gradient: (R, K), of the loss.
-        minibatch: what was ranked.
+        minibatch: what was ranked, for :meth:`class_detections` and :meth:`seconds`.
 
     Example:
         >>> boxes, zeros = torch.tensor([[0.0, 0.0, 10.0, 10.0]]), torch.tensor([0])
@@ -75,9 +80,22 @@ class MAPLossStats(NamedTuple):
 
     def class_detections(self, c: int, overlap: int = 0) -> ClassDetections | None:
         """
-        Those of class `c`, labelled at the overlap of this index; None if the class has no object,
-        or if another process of a group has ranked it.
+        What NMS keeps of class `c`, by falling score, with the detections of other processes and
+        of a memory.
+
+        Args:
+            c: in [0, K).
+            overlap: index of the overlap at which they are labelled.
+
+        Returns:
+            None if the class has no object, or if another process of a group has ranked it.
+
+        Raises:
+            IndexError: no such class or overlap.
         """
+        for name, index, size in (("c", c, self.ap.shape[1]), ("overlap", overlap, len(self.ap))):
+            if not 0 <= index < size:
+                raise IndexError(f"{name}: expected 0 to {size - 1}, got {index}")
         ranking, is_class = self.minibatch.ranking, self.minibatch.ranked == c
         num_gt = int(ranking.num_gt[is_class & self.minibatch.is_ranked_here].sum())
         if not num_gt:
@@ -131,7 +149,7 @@ def map_loss(
 
     Raises:
         ValueError, TypeError: a wrong shape, dtype or class.
-        FloatingPointError: a score that is not finite.
+        FloatingPointError: a score or a box that is not finite.
 
     Example:
         The background window has the best score.
@@ -147,10 +165,12 @@ def map_loss(
         tensor([[-0.3063],
                 [ 0.3063]])
     """
+    if not isinstance(settings, MAPLossSettings):
+        raise TypeError(f"settings: expected MAPLossSettings, got {type(settings).__name__}")
     objects = _check_input(
         scores, boxes, image_ids, gt_boxes, gt_classes, gt_image_ids, gt_difficult
     )
-    windows = Windows(scores.detach(), boxes.detach(), image_ids)
+    windows = Windows(scores.detach(), at_least_float32(boxes.detach()), image_ids)
     ranked = rank_minibatch(windows, objects, settings, group, memory)
     num_classes = max(scores.shape[1], 1)
     ap_per_class = ranked.ap.mean(0)
@@ -217,6 +237,8 @@ class MAPLoss(torch.nn.Module):
             raise ValueError(f"score_reg_weight: expected 0 or more, got {score_reg_weight}")
         if not 1 <= score_reg_power < math.inf:
             raise ValueError(f"score_reg_power: expected 1 or more, got {score_reg_power}")
+        if isinstance(memory_size, bool) or not isinstance(memory_size, int) or memory_size < 0:
+            raise ValueError(f"memory_size: expected 0 or more minibatches, got {memory_size!r}")
         self.settings = settings
         self.score_reg_weight = score_reg_weight
         self.score_reg_power = score_reg_power
@@ -257,7 +279,7 @@ class MAPLoss(torch.nn.Module):
         return {"loss_map": loss, "loss_score_reg": score_reg}, stats
 
     def extra_repr(self) -> str:
-        memory_size = self.memory.size if self.memory else 0
+        memory_size = self.memory.size if self.memory is not None else 0
         return (
             f"{self.settings}, score_reg_weight={self.score_reg_weight}, "
             f"score_reg_power={self.score_reg_power}, memory_size={memory_size}"
@@ -278,6 +300,8 @@ def _check_input(
     check_shape("boxes", boxes, (len(scores), 4) if is_shared else (*scores.shape, 4))
     check_shape("image_ids", image_ids, (len(scores),))
     check_shape("gt_boxes", gt_boxes, ("G", 4))
+    check_finite("boxes", boxes)
+    check_finite("gt_boxes", gt_boxes)
     check_shape("gt_classes", gt_classes, (len(gt_boxes),))
     check_shape("gt_image_ids", gt_image_ids, (len(gt_boxes),))
     inds = {"image_ids": image_ids, "gt_classes": gt_classes, "gt_image_ids": gt_image_ids}

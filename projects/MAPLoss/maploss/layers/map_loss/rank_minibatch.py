@@ -73,11 +73,11 @@ def rank_minibatch(
     overlaps = _find_overlaps(cells, settings)
     candidates = candidates._replace(is_kept=_suppress(cells, overlaps, settings.nms_thresh))
     timer.start("exchange")
-    is_told = candidates.is_kept
+    shared_mask = candidates.is_kept
     if settings.includes_suppressed:
-        is_told = is_told | (candidates.objects >= 0)
-    told = is_told.nonzero().squeeze(1)
-    pooled = pool.gather(candidates, told)
+        shared_mask = shared_mask | (candidates.objects >= 0)
+    shared = shared_mask.nonzero().squeeze(1)
+    pooled = pool.gather(candidates, shared)
     timer.start("ap")
     ranking = Ranking.of(pooled, pool.num_gt, pool.num_objects, len(settings.iou_threshs))
     ap = pool.sum_ap(average_precisions(ranking, settings.ap_type))
@@ -85,9 +85,9 @@ def rank_minibatch(
     if settings.is_error_driven or overlaps is None:
         gradient = ranked_error_driven_gradient(ranking, settings.margin, settings.transitivity)
         ppd = torch.zeros_like(candidates.scores, dtype=torch.float64)
-        ppd[told] = pool.own_gradient(ranking.by_input(gradient))
+        ppd[shared] = pool.own_gradient(ranking.by_input(gradient))
     else:
-        ppd = step_gradient(ranking, pool, cells, overlaps, told, settings)
+        ppd = step_gradient(ranking, pool, cells, overlaps, shared, settings)
     timer.stop()
     ppd = pool.num_minibatches * ppd.view(len(pool.ranked), len(windows.scores)).t()
     return RankedMinibatch(
@@ -113,7 +113,14 @@ def _candidates(
     boxes = windows.boxes if windows.boxes.dim() == 2 else windows.boxes[:, ranked]
     threshs = torch.tensor(settings.iou_threshs, dtype=boxes.dtype, device=boxes.device)
     matches = match_windows(
-        boxes, images, objects.boxes, gt_images, index[objects.classes], len(ranked), threshs
+        boxes,
+        images,
+        objects.boxes,
+        gt_images,
+        index[objects.classes],
+        len(ranked),
+        len(ids),
+        threshs,
     )
     cells = Cells.of(windows, images, len(ids), ranked)
     found, levels = (x.t().flatten() for x in matches)

@@ -4,6 +4,7 @@
 import dataclasses
 import itertools
 import math
+import numbers
 from collections.abc import Sequence
 
 from ..average_precision import AP_TYPES
@@ -110,7 +111,7 @@ class MAPLossSettings:
 
 
 def _check_iou_threshs(threshs: Sequence[float] | str) -> tuple[float, ...]:
-    if threshs == "coco":
+    if isinstance(threshs, str) and threshs == "coco":
         return COCO_IOU_THRESHS
     if isinstance(threshs, str) or not isinstance(threshs, Sequence):
         raise TypeError(f"iou_threshs: expected a list of numbers or 'coco', got {threshs!r}")
@@ -130,6 +131,6 @@ def _check_iou_threshs(threshs: Sequence[float] | str) -> tuple[float, ...]:
 
 def _number(name: str, value: object) -> float:
     """The value, if it is a number; True and False are none."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a number, got {value!r}")
-    return value
+    return float(value)

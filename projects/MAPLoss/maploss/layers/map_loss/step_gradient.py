@@ -23,7 +23,7 @@ def step_gradient(
     pool: DetectionPool,
     cells: Cells,
     overlaps: Overlaps,
-    told: torch.Tensor,
+    shared: torch.Tensor,
     settings: MAPLossSettings,
 ) -> torch.Tensor:
     """
@@ -39,7 +39,7 @@ def step_gradient(
         pool: where they come from.
         cells: the windows.
         overlaps: of their boxes.
-        told: (n,) int64, which of the windows the others know.
+        shared: (n,) int64, which of the windows the others know.
         settings: of the loss.
     """
     windows = rank_windows(ranking, pool, cells, overlaps)
@@ -52,7 +52,7 @@ def step_gradient(
     at = ranking.order
     is_own = (at >= pool.own.start) & (at < pool.own.stop)
     gradient = ranking.by_input(ranked_pseudo_gradient(*args, is_moving=is_own))
-    own = gradient[pool.own].index_add_(0, told, pool.gradient_of_others(gradient))
+    own = gradient[pool.own].index_add_(0, shared, pool.gradient_of_others(gradient))
     is_remembered = at >= pool.remembered.start
     earlier = ranked_pseudo_gradient(*args, is_moving=is_remembered)
     return own + ranking.by_input(earlier)[pool.own]
