@@ -3,7 +3,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test test-slow fuzz compare bench lint types setup
+.PHONY: demo test test-slow fuzz mutants compare bench lint types setup
 
 demo: setup
 	$(PY) train_net.py --config-file configs/Shapes-Detection/map.yaml $(ARGS) OUTPUT_DIR output/demo
@@ -19,6 +19,11 @@ test-slow: setup
 # New cases each time, for the night; what fails is printed with the line that repeats it.
 fuzz: setup
 	$(PY) -m pytest tests/fuzz --hypothesis-profile=nightly $(ARGS)
+
+# Hours for all layers: ARGS="nms.py steps/ --per-file 20" takes files, and a sample of each.
+mutants: setup
+	$(PY) -m pip install --quiet --editable '.[mutants]' --constraint constraints.txt
+	OMP_NUM_THREADS=1 $(PY) tools/mutants.py $(ARGS)
 
 compare: setup
 	$(PY) tools/compare.py $(ARGS)

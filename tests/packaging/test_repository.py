@@ -50,5 +50,6 @@ def test_ci_script_is_there_and_executable(root):
 
 def test_make_targets_of_the_readme_go_through_setup(root):
     makefile = (root / "Makefile").read_text()
-    for target in ("demo", "test", "test-slow", "fuzz", "compare", "bench", "lint", "types"):
+    targets = ["demo", "test", "test-slow", "fuzz", "mutants", "compare", "bench", "lint", "types"]
+    for target in targets:
         assert f"\n{target}: setup\n" in makefile
