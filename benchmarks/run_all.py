@@ -24,7 +24,7 @@ from report import Row, machine, table
 
 # What --quick calls each with.
 BENCHMARKS = {
-    "bm_map_loss": {"num_images": 4, "num_windows": 250, "repeats": 1},
+    "bm_map_loss": {"num_images": 8, "num_windows": 256, "repeats": 1},
     "bm_operations": {"num_windows": 50},
     "bm_training_step": {"steps": 1},
     "bm_ohem": {"steps": 1, "num_windows": 200, "num_turns": 1},
