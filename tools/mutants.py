@@ -4,9 +4,9 @@ Mutates the layers with mutmut and prints, of each file, how many mutants the te
 
     python tools/mutants.py [FILE ...] [--per-file N] [--seed SEED]
 
-FILE is a part of a path below layers/ ("nms.py", "steps/"); none stands for all of them. mutmut
-wants the package beside the tests, so both are copied to output/mutants. A mutant that was killed
-there is not run again, unless its file changed.
+FILE is a path below layers/, or its beginning ("nms.py", "steps/"); none stands for all of them.
+mutmut wants the package beside the tests, so both are copied to output/mutants. A mutant that was
+killed there is not run again, unless its file changed.
 """
 
 import argparse
@@ -32,13 +32,18 @@ STATUSES = ["killed", "timeout", "survived", "no tests"]
 def main():
     """Run the mutants that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("files", nargs="*", metavar="FILE", help="part of a path (default: all)")
+    parser.add_argument(
+        "files",
+        nargs="*",
+        metavar="FILE",
+        help="path below layers/ or its beginning (default: all)",
+    )
     parser.add_argument("--per-file", type=int, metavar="N", help="a random sample (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default: 0)")
     args = parser.parse_args()
     paths = stage(args.files or [""])
     if not paths:
-        parser.error(f"FILE: expected parts of paths below {LAYERS}, got {args.files}")
+        parser.error(f"FILE: expected beginnings of paths below {LAYERS}, got {args.files}")
     mutants = {path: sample(path, args.per_file, args.seed) for path in paths}
     names = sorted(name for some in mutants.values() for name in some)
     results = read_results()
@@ -48,8 +53,8 @@ def main():
     return status
 
 
-def stage(parts):
-    """Copy what changed; return the paths of the files of `layers` that hold one of `parts`."""
+def stage(beginnings):
+    """Copy what changed; return the paths of the files of `layers` that begin with one of these."""
     (STAGE / LAYERS).mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / "pyproject.toml", STAGE)
     for folder in (STAGE / "tests", STAGE / "mutants" / "tests"):
@@ -70,7 +75,7 @@ def stage(parts):
     return [
         path
         for path in (layer.relative_to(PACKAGE) for layer in layers)
-        if any(part in str(path.relative_to(LAYERS)) for part in parts)
+        if str(path.relative_to(LAYERS)).startswith(tuple(beginnings))
     ]
 
 
