@@ -140,8 +140,8 @@ def formula_bytes(told: torch.Tensor, rank: int, setting: Setting) -> Bytes:
         setting: of the run.
     """
     num_ranks, num_ranked = told.shape
-    # Objects of each class, their number and the size of a score; then lengths of the lists.
-    small = (num_ranks - 1) * 8 * (setting.classes + 2 + num_ranked)
+    # What must agree, objects of each class and their number; then lengths of the lists.
+    small = (num_ranks - 1) * 8 * (setting.classes + 4 + num_ranked)
     own, others = int(told[rank].sum()), int(told.sum() - told[rank].sum())
     if setting.shares_classes:
         is_mine = torch.arange(num_ranked) % num_ranks == rank
