@@ -105,9 +105,10 @@ class DetectionPool:
                 candidates, and then all of them are ranked here.
         """
         detections = candidates.take(shared)
-        parts, self._num_shared = [detections], len(shared)
+        self._num_shared = len(shared)
+        lengths = [self._num_shared]
         if self.group is not None:
-            parts, self._exchange = exchange_detections(
+            detections, self._exchange = exchange_detections(
                 detections,
                 len(self.ranked),
                 len(self._iou_threshs),
@@ -115,21 +116,28 @@ class DetectionPool:
                 self.shares_classes,
                 self.group,
             )
+            lengths = self._exchange.num_received
         if self._memory is not None and torch.is_grad_enabled():
             now = RememberedMinibatch(
-                Detections.cat(parts), self._num_gt, sum(self._num_objects), self._iou_threshs
+                detections, self._num_gt, sum(self._num_objects), self._iou_threshs
             )
             self._memory.remember(now)
+        start = sum(lengths[: self._rank])
+        stop = start + lengths[self._rank]
         if self._ranks_candidates:
-            parts[self._rank] = candidates.shift_objects(sum(self._num_objects[: self._rank]))
-        start = sum(len(x.scores) for x in parts[: self._rank])
-        self.own = slice(start, start + len(parts[self._rank].scores))
-        end = sum(len(x.scores) for x in parts)
+            own = candidates.shift_objects(sum(self._num_objects[: self._rank]))
+            if self.group is not None:
+                others = detections.take(slice(start)), detections.take(slice(stop, None))
+                detections = Detections.cat([others[0], own, others[1]])
+            else:
+                detections = own
+            stop = start + len(own.scores)
+        self.own, end = slice(start, stop), len(detections.scores)
         if self._earlier is not None:
-            parts.append(self._earlier.detections.shift_objects(sum(self._num_objects)))
-        pooled = Detections.cat(parts)
-        self.remembered = slice(end, len(pooled.scores))
-        return pooled
+            earlier = self._earlier.detections.shift_objects(sum(self._num_objects))
+            detections = Detections.cat([detections, earlier])
+        self.remembered = slice(end, len(detections.scores))
+        return detections
 
     def own_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
         """(n,) of this process's detections, from the (m,) of all that it has ranked."""

@@ -31,13 +31,13 @@ class Detections(NamedTuple):
     levels: torch.Tensor
     is_kept: torch.Tensor
 
-    def take(self, inds: torch.Tensor) -> "Detections":
+    def take(self, inds: torch.Tensor | slice) -> "Detections":
         """Those at `inds` (B,), in their order."""
         return Detections(*(x[inds] for x in self))
 
-    def shift_objects(self, first: int) -> "Detections":
-        """With objects counted from `first`."""
-        if not first:
+    def shift_objects(self, first: int | torch.Tensor) -> "Detections":
+        """With objects counted from `first`, of all or (n,) of each."""
+        if isinstance(first, int) and not first:
             return self
         shifted = torch.where(self.objects >= 0, self.objects + first, self.objects)
         return self._replace(objects=shifted)

@@ -70,7 +70,7 @@ def exchange_detections(
     num_objects: list[int],
     shares_classes: bool,
     group: Group,
-) -> tuple[list[Detections], Exchange]:
+) -> tuple[Detections, Exchange]:
     """
     Sends each detection to the processes that rank its class, and gets theirs.
 
@@ -83,7 +83,8 @@ def exchange_detections(
         group: of N processes.
 
     Returns:
-        Detections of each process, objects counted over all; and for :func:`return_gradient`.
+        Those of process 0, of process 1, .., objects counted over all; and for
+        :func:`return_gradient`.
     """
     world, rank = dist.get_world_size(group), dist.get_rank(group)
     counts = torch.zeros(num_classes, dtype=torch.int64, device=own.scores.device)
@@ -104,13 +105,16 @@ def exchange_detections(
     packed = _pack(own, num_overlaps)[sent]
     received = packed.new_empty((sum(num_received), 2))
     dist.all_to_all_single(received, packed, num_received, num_sent, group=group)
-    parts, first = [], 0
-    for i, some in enumerate(received.split(num_received)):
-        classes = ranked.repeat_interleave(mine[i]).to(own.classes.device)
-        part = _unpack(some, classes, own.scores.dtype, num_overlaps)
-        parts.append(part.shift_objects(first))
-        first += num_objects[i]
-    return parts, Exchange(sent, len(own.scores), num_sent, num_received, own.scores.dtype)
+    detections = _unpack(
+        received,
+        ranked.repeat(world).repeat_interleave(mine.flatten()),
+        own.scores.dtype,
+        num_overlaps,
+    )
+    first = torch.tensor([0, *num_objects[:-1]]).cumsum(0)
+    first = first.repeat_interleave(torch.tensor(num_received)).to(received.device)
+    exchange = Exchange(sent, len(own.scores), num_sent, num_received, own.scores.dtype)
+    return detections.shift_objects(first), exchange
 
 
 def return_gradient(gradient: torch.Tensor, exchange: Exchange, group: Group) -> torch.Tensor:
@@ -146,5 +150,9 @@ def _unpack(
     levels = (code // 2) % (num_overlaps + 1)
     objects = code // (2 * (num_overlaps + 1)) + DIFFICULT
     return Detections(
-        packed[:, 0].contiguous().view(dtype), classes, objects, levels, code % 2 == 1
+        packed[:, 0].contiguous().view(dtype),
+        classes.to(packed.device),
+        objects,
+        levels,
+        code % 2 == 1,
     )
