@@ -17,6 +17,9 @@ from .detection_lists import DetectionLists
 from .first_steps import ListSteps
 from .incremental_nms import Edits, IncrementalNMS
 
+# Numbers in the largest temporary matrix.
+_CHUNK = 1 << 19
+
 
 class Crossings(NamedTuple):
     """
@@ -24,17 +27,16 @@ class Crossings(NamedTuple):
 
     gives_way: (T, D) bool, the kept windows that are gone from the list before their own step down.
     moves: (B,) the lists to look at. who: (B,) int64, the window that moves. is_promoted: (B,)
-    bool. edits: of which each move takes one row.
+    bool.
     """
 
     gives_way: torch.Tensor
     moves: Moves
     who: torch.Tensor
     is_promoted: torch.Tensor
-    edits: Edits
 
 
-def label_aware_crossings(lists: DetectionLists, own: ListSteps) -> Crossings:
+def label_aware_crossings(lists: DetectionLists, own: ListSteps) -> tuple[Crossings, Edits]:
     """The two windows that meet swap places, where their labels differ."""
     windows, size = lists.windows, lists.size
     suppressor = torch.where(windows.is_kept, size, windows.suppressor)
@@ -51,7 +53,7 @@ def label_aware_crossings(lists: DetectionLists, own: ListSteps) -> Crossings:
     return _swaps(lists, gives_way, overlap, who, passed[who])
 
 
-def paper_crossings(lists: DetectionLists, own: ListSteps) -> Crossings:
+def paper_crossings(lists: DetectionLists, own: ListSteps) -> tuple[Crossings, Edits]:
     """As `label_aware_crossings`, for windows over objects that no kept window is matched to."""
     windows, size, matched = lists.windows, lists.size, lists.matched
     is_missed = lists.tp_of.gather(1, lists.matched_labels) == size
@@ -73,7 +75,7 @@ def paper_crossings(lists: DetectionLists, own: ListSteps) -> Crossings:
     return _swaps(lists, gives_way, torch.cat([rise_overlap, fall_overlap]), who, passed)
 
 
-def exact_crossings(lists: DetectionLists, own: ListSteps) -> Crossings:
+def exact_crossings(lists: DetectionLists, own: ListSteps) -> tuple[Crossings, Edits]:
     """With all that NMS then keeps and drops. Where AP is known to stay as it is, left out."""
     windows, size = lists.windows, lists.size
     is_followed = can_matter(lists)
@@ -85,8 +87,12 @@ def exact_crossings(lists: DetectionLists, own: ListSteps) -> Crossings:
     # Most newcomers replace a window of the same label and change nothing else.
     is_swap = ~windows.is_kept & (num_entries == is_followed[passed.clamp(max=size - 1)].long())
     promoted = (~windows.is_kept).nonzero().squeeze(1)
-    edits = Edits.join(edits, Edits.of(promoted, promoted, windows.suppressor[promoted], True))
-    edits = edits.select(torch.argsort(edits.row * size + edits.place))
+    newcomers = Edits.of(promoted, promoted, windows.suppressor[promoted], True)
+    order = torch.argsort(torch.cat([x.row * size + x.place for x in (edits, newcomers)]))
+    # Column by column: all of them at once would be most of the memory that is taken here.
+    columns = zip(edits, newcomers, strict=True)
+    edits = Edits(*(torch.cat(parts)[order] for parts in columns))
+    del newcomers, order
 
     is_labelled = _is_labelled(lists)
     touches_label = is_labelled.clone()
@@ -106,7 +112,7 @@ def exact_crossings(lists: DetectionLists, own: ListSteps) -> Crossings:
         torch.where(is_promoted, who, passed[who]),
         passed[who],
     )
-    return Crossings(gives_way, moves, who, is_promoted, edits)
+    return Crossings(gives_way, moves, who, is_promoted), edits
 
 
 def can_matter(lists: DetectionLists) -> torch.Tensor:
@@ -140,30 +146,47 @@ def _changes_counts(
         touches_label: (n + 1,) bool; only the other rows are asked for: all their entries are
             false positives, and true positives stay where they are.
     """
-    size, device = lists.size, edits.row.device
-    sign = edits.is_added.long() * 2 - 1
-    total = sign.cumsum(0)
-    index = torch.arange(len(sign), device=device)
-    is_new = edits.row[1:] != edits.row[:-1]
-    is_first = torch.nn.functional.pad(is_new, (1, 0), value=True)[: len(sign)]
-    start = torch.where(is_first, index, 0).cummax(0).values
-    change = total - (total - sign)[start]
+    size = lists.size
+    rows, begin, end = _changed_ranges(lists, edits, touches_label)
+    # An entry more for rows without a change.
+    shape = (lists.num_overlaps, size + 1)
+    changes = torch.zeros(shape, dtype=torch.bool, device=rows.device)
+    first_place, first_cell = lists.overlaps * len(lists.kept), lists.overlaps * (size + 1)
+    part_size = max(1, _CHUNK // lists.num_overlaps)
+    for row, start, stop in zip(*(x.split(part_size) for x in (rows, begin, end)), strict=True):
+        meets_tp = lists.tps_before[first_place + stop] > lists.tps_before[first_place + start]
+        cells = torch.where(meets_tp, row, size) + first_cell
+        changes.view(-1)[cells.flatten()] = True
+    return changes[:, :size]
+
+
+def _changed_ranges(
+    lists: DetectionLists, edits: Edits, touches_label: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Where the number of detections above a place is another than it was, with a true positive of
+    some overlap among them. (B,) each: row, and the kept windows from and before which this holds.
+    """
+    change = _change_in_row(edits)
     # The change holds from below this entry to the next one of the row, or the last of the class.
-    end = lists.class_start[lists.windows.classes[edits.row] + 1] - 1
-    following = torch.where(is_new, end[:-1], edits.place[1:])
-    following = torch.cat([following, end[len(following) :]])
-    begin, end = lists.kept_before[edits.place + 1], lists.kept_before[following + 1]
+    last = lists.class_start[lists.windows.classes[edits.row] + 1] - 1
+    last[:-1] = torch.where(edits.row[1:] != edits.row[:-1], last[:-1], edits.place[1:])
+    begin, end = lists.kept_before[edits.place + 1], lists.kept_before[last + 1]
     is_any_tp = lists.tps_before.diff().view(lists.num_overlaps, -1).any(0)
     any_before = torch.nn.functional.pad(is_any_tp.cumsum(0), (1, 0))
     holds = (change != 0) & (any_before[end] > any_before[begin]) & ~touches_label[edits.row]
     some = holds.nonzero().squeeze(1)
+    return edits.row[some], begin[some], end[some]
 
-    first = lists.overlaps * len(lists.kept)
-    meets_tp = lists.tps_before[first + end[some]] > lists.tps_before[first + begin[some]]
-    changes = torch.zeros(lists.num_overlaps, size + 1, dtype=torch.bool, device=device)
-    cells = torch.where(meets_tp, edits.row[some], size) + lists.overlaps * (size + 1)
-    changes.view(-1)[cells.flatten()] = True
-    return changes[:, :size]
+
+def _change_in_row(edits: Edits) -> torch.Tensor:
+    """(C,) what an entry and those before it in its row add to the list; entries row by row."""
+    total = (edits.is_added.long() * 2 - 1).cumsum(0)
+    is_first = torch.ones_like(edits.is_added)
+    is_first[1:] = edits.row[1:] != edits.row[:-1]
+    start = is_first.nonzero().squeeze(1)
+    before = torch.nn.functional.pad(total, (1, 0))[start]
+    return total - before[is_first.cumsum(0) - 1]
 
 
 def _is_labelled(lists: DetectionLists) -> torch.Tensor:
@@ -195,7 +218,7 @@ def _swaps(
     overlap: torch.Tensor,
     who: torch.Tensor,
     passed: torch.Tensor,
-) -> Crossings:
+) -> tuple[Crossings, Edits]:
     """
     A promoted window takes the place of the one it passes; the next best of a demoted one keeps
     its own. overlap, who, passed: (B,).
@@ -205,4 +228,4 @@ def _swaps(
     taken, put = torch.where(is_promoted, passed, who), torch.where(is_promoted, who, passed)
     edits = Edits.join(Edits.of(rows, taken, taken, False), Edits.of(rows, put, passed, True))
     of_list = overlap * lists.num_classes + lists.windows.classes[who]
-    return Crossings(gives_way, Moves(of_list, rows, put, passed), who, is_promoted, edits)
+    return Crossings(gives_way, Moves(of_list, rows, put, passed), who, is_promoted), edits

@@ -52,7 +52,7 @@ from .ranked_windows import RankedWindows
 
 # Windows that may come free, of all changes looked at together: at first, and as they are followed.
 _CHUNK = 1 << 19
-_PARTS = 8
+_PARTS = 4
 # A key that stands for nothing; it is sorted behind all others.
 _NOTHING = torch.iinfo(torch.int64).max
 

@@ -141,8 +141,9 @@ def ranked_nms_ap_steps(windows: RankedWindows, ap_type: str, transitivity: str)
         steps.up_partner.masked_fill_(~windows.is_kept, -1)
         return steps
     is_exact = transitivity == "exact"
-    crossings = _CROSSINGS[transitivity](lists, own)
-    outcome = CounterfactualAP(lists, own.value).apply(crossings.edits, crossings.moves, is_exact)
+    crossings, edits = _CROSSINGS[transitivity](lists, own)
+    outcome = CounterfactualAP(lists, own.value).apply(edits, crossings.moves, is_exact)
+    del edits  # the largest of all
     own.down_value.masked_fill_(crossings.gives_way, float("nan"))
     own.down_partner.masked_fill_(crossings.gives_way, -1)
     steps = _of_list(lists, own)
