@@ -45,12 +45,14 @@ def test_an_empty_box_matches_nothing():
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
-        ({"boxes": torch.zeros(1, 5)}, ValueError, r"boxes.*\(R, 4\).*\(1, 5\)"),
-        ({"image_ids": torch.zeros(2).long()}, ValueError, r"image_ids.*\(1,\).*\(2,\)"),
-        ({"gt_boxes": torch.zeros(1, 5)}, ValueError, r"gt_boxes.*\(G, 4\).*\(1, 5\)"),
-        ({"gt_image_ids": torch.zeros(1)}, TypeError, "gt_image_ids.*int64"),
-        ({"iou_thresh": 1.5}, ValueError, r"iou_thresh.*\[0, 1\].*1.5"),
-        ({"gt_difficult": torch.zeros(3)}, ValueError, r"gt_difficult.*\(1,\).*\(3,\)"),
+        ({"boxes": torch.zeros(1, 5)}, ValueError, r"^boxes.*\(R, 4\).*\(1, 5\)"),
+        ({"image_ids": torch.zeros(2).long()}, ValueError, r"^image_ids.*\(1,\).*\(2,\)"),
+        ({"gt_boxes": torch.zeros(1, 5)}, ValueError, r"^gt_boxes.*\(G, 4\).*\(1, 5\)"),
+        ({"image_ids": torch.zeros(1)}, TypeError, "^image_ids.*int64"),
+        ({"gt_image_ids": torch.zeros(1)}, TypeError, "^gt_image_ids.*int64"),
+        ({"gt_image_ids": torch.zeros(2).long()}, ValueError, r"^gt_image_ids.*\(1,\).*\(2,\)"),
+        ({"iou_thresh": 1.5}, ValueError, r"^iou_thresh.*\[0, 1\].*1.5"),
+        ({"gt_difficult": torch.zeros(3)}, ValueError, r"^gt_difficult.*\(1,\).*\(3,\)"),
     ],
 )
 def test_bad_input_is_named(change, error, says):

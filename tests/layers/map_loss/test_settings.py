@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ from maploss.layers import MAPLossSettings
         ({"iou_threshs": ["0.5"]}, TypeError, "iou_threshs.*a number.*'0.5'"),
         ({"clip": 0.5}, TypeError, "unexpected.*'clip'"),
     ],
-    ids=str,
+    ids=itertools.count(),  # mutmut cannot name a test with brackets
 )
 def test_a_field_out_of_its_range_is_named_with_what_it_may_be(field, error, says):
     with pytest.raises(error, match=says):
@@ -49,7 +50,7 @@ def test_a_field_out_of_its_range_is_named_with_what_it_may_be(field, error, say
         ({"margin": 0.5, "gradient": "sde"}, "margin.*1.0, its default, with gradient 'sde'"),
         ({"eps": 0.5, "log_space": False}, "eps.*1.0, its default, with log_space False"),
     ],
-    ids=str,
+    ids=itertools.count(),  # mutmut cannot name a test with brackets
 )
 def test_a_field_that_would_have_no_effect_is_refused(fields, says):
     with pytest.raises(ValueError, match=says):
