@@ -27,6 +27,7 @@ from maploss.engine import (
     load_config,
     load_for_evaluation,
     prepare_config,
+    use_feature_cache,
 )
 from maploss.evaluation import APEvaluator
 
@@ -62,17 +63,27 @@ def setup(args):
     return cfg
 
 
+def read_cached_features(cfg, model, eval_only):
+    """Of DATALOADER.FEATURE_CACHE, where it is on; one line says why that cannot be."""
+    try:
+        use_feature_cache(cfg, model, eval_only=eval_only)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
 def main(args):
     """One run; returns the results of the evaluation."""
     cfg = setup(args)
     if not args.eval_only:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
+        read_cached_features(cfg, trainer.model, eval_only=False)
         trainer.train()
         return getattr(trainer, "_last_eval_results", None)
     model = Trainer.build_model(cfg)
     options = {"resume": args.resume, "allow_pickle": cfg.ALLOW_PICKLE}
     load_for_evaluation(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, **options)
+    read_cached_features(cfg, model, eval_only=True)
     try:
         results = Trainer.test(cfg, model)
     except ImageError as error:

@@ -57,6 +57,13 @@ def add_maploss_config(cfg: CfgNode) -> None:
     # can be read takes its place, with a warning and a count since the start or --resume
     # ("data/skipped_images"); ten in a row stop all the same.
     cfg.DATALOADER.UNREADABLE_IMAGES = "stop"
+    # Folder of outputs of the backbone that are computed once and then read, "" = off: for models
+    # whose backbone is frozen, or all of it below an FPN. Of each training image there is one for
+    # each of INPUT.MIN_SIZE_TRAIN, and as many of the mirrored image with INPUT.RANDOM_FLIP
+    # "horizontal". One folder serves several configs.
+    cfg.DATALOADER.FEATURE_CACHE = ""
+    # Largest size of what a run needs of it, in GiB; more stops the run before it is computed.
+    cfg.DATALOADER.FEATURE_CACHE_LIMIT = 20.0
     # A user's own data sets: dictionaries with NAME, FORMAT, ROOT, SPLIT and CLASSES, see
     # `register_declared_datasets`.
     cfg.DATASETS.DECLARED = []

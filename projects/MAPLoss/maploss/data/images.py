@@ -47,6 +47,23 @@ def read_image(file_name: str, image_format: str = "BGR") -> np.ndarray:
         raise ImageError(f"Cannot read image {file_name}: {reason}") from error
 
 
+def read_annotated_image(record: dict, image_format: str) -> np.ndarray:
+    """
+    As :func:`read_image`, of Detectron2's dataset dict of an image.
+
+    Raises:
+        ImageError: as there, or it has not the size that the dict says.
+    """
+    image = read_image(record["file_name"], image_format)
+    size = record.get("width"), record.get("height")
+    if None not in size and size != image.shape[1::-1]:
+        raise ImageError(
+            f"Image {record['file_name']}: {image.shape[1]} x {image.shape[0]} pixels, annotated "
+            f"as {size[0]} x {size[1]}"
+        )
+    return image
+
+
 def _open(file: IO[bytes]) -> Image.Image:
     """An image before its pixels are read. Raises ValueError by what the header says."""
     expected = f"expected at most {MAX_PIXELS} pixels"

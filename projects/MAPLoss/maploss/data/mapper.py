@@ -11,7 +11,8 @@ from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
 
-from .images import ImageError, read_image
+from .images import read_annotated_image
+from .views import UnreadInput, View, image_size
 
 
 class MAPDatasetMapper:
@@ -20,7 +21,7 @@ class MAPDatasetMapper:
 
     Reads the image, augments image, boxes and proposals alike, and returns the dict with
 
-    - image: (3, H, W) uint8 tensor in `image_format`;
+    - image: (3, H, W) uint8 tensor in `image_format`; or, without images, view: a View of it;
     - proposals: Instances with proposal_boxes and objectness_logits, best first, clipped;
     - pyramid (only where sizes are asked for): the image at these sizes, as `image`;
     - instances (training only): Instances with gt_boxes, gt_classes, and gt_difficult and
@@ -37,22 +38,27 @@ class MAPDatasetMapper:
         num_classes: int,
         proposal_topk: int | None,
         pyramid: Sequence[T.Augmentation] = (),
+        with_image: bool = True,
     ):
         """
         Args:
             is_train: keep the annotations, as instances. image_format: "BGR" or a mode of Pillow.
             num_classes: annotations of another class are an error. proposal_topk: at most so many
                 proposals, the best; None where the model makes its own. pyramid: for each further
-                size at which the image is wanted, what resizes it; not in training.
+                size at which the image is wanted, what resizes it; not in training. with_image:
+                False reads no image, of which only the size in the dict is needed.
         """
         if pyramid and (is_train or proposal_topk is None):
             raise ValueError("TEST.PYRAMID_SIZES: expected precomputed proposals, at test")
+        if pyramid and not with_image:
+            raise ValueError("TEST.PYRAMID_SIZES: expected [] where images are not read")
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.num_classes = num_classes
         self.proposal_topk = proposal_topk
         self.pyramid = pyramid
+        self.with_image = with_image
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
@@ -87,14 +93,7 @@ class MAPDatasetMapper:
             ValueError: no proposals, or a class out of range. Both name the file.
         """
         dataset_dict = copy.deepcopy(dataset_dict)
-        image = self._read(dataset_dict)
-        if self.pyramid:
-            sizes = [resize.get_transform(image).apply_image(image) for resize in self.pyramid]
-            dataset_dict["pyramid"] = [_to_tensor(x) for x in sizes]
-        augmented = T.AugInput(image)
-        transforms = self.augmentations(augmented)
-        image = augmented.image
-        dataset_dict["image"] = _to_tensor(image)
+        transforms, size = self._augment(dataset_dict)
         if self.proposal_topk is not None:
             if "proposal_boxes" not in dataset_dict:
                 raise ValueError(
@@ -102,25 +101,31 @@ class MAPDatasetMapper:
                     "and DATASETS.PROPOSAL_FILES_TRAIN and _TEST"
                 )
             utils.transform_proposals(
-                dataset_dict, image.shape[:2], transforms, proposal_topk=self.proposal_topk
+                dataset_dict, size, transforms, proposal_topk=self.proposal_topk
             )
         annotations = dataset_dict.pop("annotations", None)
         if self.is_train and annotations is not None:
             self._check_classes(annotations, dataset_dict["file_name"])
-            dataset_dict["instances"] = _to_instances(annotations, transforms, image.shape[:2])
+            dataset_dict["instances"] = _to_instances(annotations, transforms, size)
         return dataset_dict
 
-    def _read(self, dataset_dict: dict) -> np.ndarray:
-        file_name = dataset_dict["file_name"]
-        image = read_image(file_name, self.image_format)
-        size = (dataset_dict.get("width"), dataset_dict.get("height"))
-        if None not in size and size != image.shape[1::-1]:
-            raise ImageError(
-                f"Image {file_name}: {image.shape[1]} x {image.shape[0]} pixels, annotated as "
-                f"{size[0]} x {size[1]}"
-            )
+    def _augment(self, dataset_dict: dict) -> tuple[T.TransformList, tuple[int, int]]:
+        """Puts the augmented image, or its view, into the dict; what was done, and its size."""
+        if not self.with_image:
+            unread = UnreadInput(*image_size(dataset_dict))
+            transforms = self.augmentations(unread)
+            size = unread.image.shape[:2]
+            dataset_dict["view"] = View(dataset_dict["file_name"], *size, unread.is_flipped)
+            return transforms, size
+        image = read_annotated_image(dataset_dict, self.image_format)
         dataset_dict["height"], dataset_dict["width"] = image.shape[:2]
-        return image
+        if self.pyramid:
+            sizes = [resize.get_transform(image).apply_image(image) for resize in self.pyramid]
+            dataset_dict["pyramid"] = [to_tensor(x) for x in sizes]
+        augmented = T.AugInput(image)
+        transforms = self.augmentations(augmented)
+        dataset_dict["image"] = to_tensor(augmented.image)
+        return transforms, augmented.image.shape[:2]
 
     def _check_classes(self, annotations: list[dict], file_name: str) -> None:
         for annotation in annotations:
@@ -132,7 +137,8 @@ class MAPDatasetMapper:
                 )
 
 
-def _to_tensor(image: np.ndarray) -> torch.Tensor:
+def to_tensor(image: np.ndarray) -> torch.Tensor:
+    """(H, W, C) pixels as (C, H, W)."""
     return torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 

@@ -4,6 +4,7 @@
 from . import torchvision_weights as torchvision_weights  # registers a path
 from .box_targets import set_box_targets
 from .checkpoints import load_for_evaluation
+from .feature_cache import use_feature_cache
 from .load_trained import load_trained
 from .loaders import build_test_loader, training_records
 from .optimizer import build_optimizer, freeze_except
@@ -25,4 +26,5 @@ __all__ = [
     "set_box_targets",
     "show_as_at_test",
     "training_records",
+    "use_feature_cache",
 ]

@@ -15,6 +15,11 @@ def training_records(cfg: CfgNode, *, filter_empty: bool = True) -> list[dict]:
     return load_records(cfg.DATASETS.TRAIN, files, filter_empty=filter_empty)
 
 
+def build_mapper(cfg: CfgNode, *, is_train: bool) -> MAPDatasetMapper:
+    """That of the loaders: it reads no image where DATALOADER.FEATURE_CACHE has its features."""
+    return MAPDatasetMapper(cfg, is_train, with_image=not cfg.DATALOADER.FEATURE_CACHE)
+
+
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
     """Detectron2's, for one of DATASETS.TEST."""
     files = None
@@ -22,6 +27,6 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
         files = [cfg.DATASETS.PROPOSAL_FILES_TEST[list(cfg.DATASETS.TEST).index(dataset_name)]]
     return build_detection_test_loader(
         load_records([dataset_name], files, filter_empty=False),
-        mapper=MAPDatasetMapper(cfg, is_train=False),
+        mapper=build_mapper(cfg, is_train=False),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )

@@ -8,6 +8,8 @@ from detectron2.engine import HookBase
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from ..data.images import read_image
+from ..data.mapper import to_tensor
 from ..layers import MAPLossStats, precision_recall
 from ..modeling.gradient_cache import LossInputs
 from ..modeling.map_output_layers import map_output_layers_of
@@ -31,36 +33,45 @@ class LossPictures(HookBase):
         """
         self._predictor = map_output_layers_of(model)
         self._model, self._period = getattr(model, "module", model), period
-        self._is_bgr = image_format == "BGR"
-        self._images: list[torch.Tensor] = []
+        self._image_format = image_format
+        self._inputs: list[dict] = []
         self._ranked: tuple[LossInputs, MAPLossStats] | None = None
         self._handles: list[RemovableHandle] = []
 
     def before_step(self) -> None:
         if self._predictor is not None and self._period and not self.trainer.iter % self._period:
             self._handles = [
-                self._model.register_forward_pre_hook(self._take_images),
+                self._model.register_forward_pre_hook(self._take_inputs),
                 self._predictor.map_loss.register_forward_hook(self._take_ranking),
             ]
 
     def after_step(self) -> None:
         for handle in self._handles:
             handle.remove()
-        images, ranked = self._images, self._ranked
-        self._handles, self._images, self._ranked = [], [], None
+        inputs, ranked = self._inputs, self._ranked
+        self._handles, self._inputs, self._ranked = [], [], None
         if ranked is not None:
-            for name, picture in self._draw(*ranked, images).items():
+            for name, picture in self._draw(*ranked, inputs).items():
                 self.trainer.storage.put_image(name, picture)
 
-    def _take_images(self, model: nn.Module, args: tuple) -> None:
-        self._images += [inputs["image"] for inputs in args[0]]
+    def _take_inputs(self, model: nn.Module, args: tuple) -> None:
+        self._inputs += args[0]
+
+    def _image(self, inputs: dict) -> torch.Tensor:
+        """(3, H, W) uint8, RGB; where the model had features instead, it is read now."""
+        if "image" in inputs:
+            image = inputs["image"]
+        else:
+            view = inputs["view"]
+            image = to_tensor(view.render(read_image(view.file_name, self._image_format)))
+        return image.flip(0) if self._image_format == "BGR" else image
 
     def _take_ranking(self, loss: nn.Module, args: tuple, output: tuple) -> None:
         """The last minibatch that the loss has ranked: of all passes, if there are several."""
         self._ranked = (LossInputs(*(x.detach() for x in args)), output[1])
 
     def _draw(
-        self, inputs: LossInputs, stats: MAPLossStats, images: list[torch.Tensor]
+        self, ranked: LossInputs, stats: MAPLossStats, inputs: list[dict]
     ) -> dict[str, torch.Tensor]:
         """Pictures (3, H, W) uint8 by name."""
         names = self._predictor.class_names
@@ -74,17 +85,17 @@ class LossPictures(HookBase):
         pictures = {"minibatch PR curves": minibatch_pr_picture(curves, float(stats.map))}
         sizes = stats.gradient.abs()
         if sizes.any():
-            num_images = int(inputs.image_ids.max()) + 1
+            num_images = int(ranked.image_ids.max()) + 1
             by_image = sizes.new_zeros(num_images, sizes.shape[1])
-            by_image.index_add_(0, inputs.image_ids, sizes)
+            by_image.index_add_(0, ranked.image_ids, sizes)
             image, c = divmod(int(by_image.argmax()), sizes.shape[1])
-            windows = inputs.image_ids == image
-            objects = (inputs.gt_image_ids == image) & (inputs.gt_classes == c)
-            boxes = inputs.boxes[windows]
+            windows = ranked.image_ids == image
+            objects = (ranked.gt_image_ids == image) & (ranked.gt_classes == c)
+            boxes = ranked.boxes[windows]
             pictures[f"pseudo-gradient of {names[c]}"] = gradient_picture(
-                images[image].flip(0) if self._is_bgr else images[image],
+                self._image(inputs[image]),
                 boxes if boxes.dim() == 2 else boxes[:, c],
                 stats.gradient[windows, c],
-                inputs.gt_boxes[objects],
+                ranked.gt_boxes[objects],
             )
         return {k: torch.from_numpy(v).permute(2, 0, 1) for k, v in pictures.items()}

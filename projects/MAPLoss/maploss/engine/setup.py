@@ -13,6 +13,7 @@ from ..config import add_maploss_config
 from ..data.declared import check_registered, register_declared_datasets
 from ..data.images import check_images_exist
 from ..data.proposal_files import proposal_files_for
+from .feature_cache import check_cache_config
 
 logger = logging.getLogger(__name__)
 
@@ -59,10 +60,12 @@ def prepare_config(cfg: CfgNode, *, eval_only: bool) -> None:
             registered; annotations or windows that cannot be used, the message names the file;
             MODEL.ROI_HEADS.NUM_CLASSES (or RETINANET's) not that of the data sets, or these have
             other classes; no object to train on; layers are frozen in training, but there are no
-            weights for them; a wrong entry of DATASETS.DECLARED.
+            weights for them; a wrong entry of DATASETS.DECLARED; a key that does not go with
+            DATALOADER.FEATURE_CACHE.
         OSError: a file of a data set, or an image, that does not exist.
     """
     register_declared_datasets(cfg.DATASETS.DECLARED)
+    check_cache_config(cfg, eval_only=eval_only)
     if not eval_only:
         _check_training(cfg)
     elif not cfg.DATASETS.TEST:

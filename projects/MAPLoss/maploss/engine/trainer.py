@@ -12,7 +12,6 @@ from detectron2.engine import DefaultTrainer, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 
-from ..data.mapper import MAPDatasetMapper
 from ..data.seeding import seed_generators
 from ..data.train_loader import TrainLoader
 from ..layers import DetectionMemory
@@ -21,7 +20,7 @@ from .accumulating_trainer import AccumulatingTrainer
 from .box_targets import set_box_targets
 from .checkpoints import loading
 from .failures import NamedWriter, one_line_reason
-from .loaders import training_records
+from .loaders import build_mapper, training_records
 from .loss_pictures import LossPictures
 from .preserve_loss_buffers import preserve_loss_buffers
 from .progress_writer import ProgressWriter
@@ -69,7 +68,7 @@ class CheckedTrainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
         records = training_records(cfg, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-        return TrainLoader(cfg, records, MAPDatasetMapper(cfg, is_train=True))
+        return TrainLoader(cfg, records, build_mapper(cfg, is_train=True))
 
     def build_writers(self) -> list[EventWriter]:
         folder = self.cfg.OUTPUT_DIR
