@@ -237,7 +237,7 @@ def test_scores_that_are_not_finite_name_image_and_window_with_the_map_loss(map_
     ("key", "value"),
     [
         ("MASK_ON", True),
-        ("ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "giou"),
+        ("ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "diou"),
         ("ROI_BOX_HEAD.NAME", ""),
     ],
 )

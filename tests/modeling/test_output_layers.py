@@ -221,6 +221,19 @@ def test_smooth_l1_is_that_of_the_config(tiny_cfg):
     assert float(loss) == pytest.approx(0.75)  # L1
 
 
+def test_giou_is_that_of_the_config_by_the_number_of_all_windows(tiny_cfg):
+    tiny_cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT = 2.0
+    tiny_cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE = "giou"
+    tiny_cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS = [1.0] * 4
+    predictor = SoftmaxOutputLayers(tiny_cfg, ShapeSpec(channels=5))
+    windows = make_windows([0, 4, 4, 4])  # one over an object, three over nothing
+    windows.gt_boxes = windows.proposal_boxes
+    # Half a width to the right: IoU 1/3, and nothing of the hull is empty.
+    deltas = torch.tensor([[0.5, 0, 0, 0] + [9.0] * 12] * 4)
+    loss = predictor.box_loss(WindowOutputs(torch.zeros(4, 5), deltas), [windows])
+    assert float(loss) == pytest.approx(2 * (1 - 1 / 3) / 4)
+
+
 def test_regressed_boxes_are_clipped_to_their_images_in_training_as_at_test(storage):
     predictor = make_regressed(nms_on_regressed=True)
     windows, targets = make_windows([0]), Instances(SIZE)

@@ -7,7 +7,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, pairwise_ioa, pairwise_iou
 from maploss.export import export_model
 from maploss.layers import alrp_loss, control_points
-from maploss.modeling.ranking_loss import RANKING_LOSSES, RankingLoss
+from maploss.modeling.ranking_loss import FOCAL_LOSSES, RANKING_LOSSES, RankingLoss
 
 
 @pytest.fixture(params=["faster_rcnn", "retinanet"])
@@ -38,7 +38,7 @@ def last_layers(model):
     return [head.objectness_logits, head.anchor_deltas, predictor.cls_score, predictor.bbox_pred]
 
 
-@pytest.mark.parametrize("name", RANKING_LOSSES)
+@pytest.mark.parametrize("name", [*RANKING_LOSSES, *FOCAL_LOSSES])
 def test_every_loss_trains_scores_and_boxes_of_every_part(detector_cfg, make_inputs, storage, name):
     torch.manual_seed(0)
     detector_cfg.MODEL.RANKING_LOSS.NAME = name
@@ -71,6 +71,13 @@ def test_images_without_objects_give_losses_of_0(detector_cfg, make_inputs, stor
     losses = model(inputs)
     sum(losses.values()).backward()
     assert all(x == 0 for x in losses.values())
+
+
+@pytest.mark.parametrize("name", FOCAL_LOSSES)
+def test_every_score_layer_begins_at_a_probability_of_a_hundredth(detector_cfg, name):
+    detector_cfg.MODEL.RANKING_LOSS.NAME = name
+    for layer in last_layers(build_model(detector_cfg))[::2]:
+        torch.testing.assert_close(layer.bias.sigmoid(), torch.full_like(layer.bias, 0.01))
 
 
 def test_training_lowers_the_loss(detector_cfg, make_inputs, storage):
@@ -222,7 +229,7 @@ def test_the_rpn_ranks_all_anchors_of_all_images(fpn_cfg, make_inputs, storage):
     torch.testing.assert_close(losses["loss_rpn_alrp"], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", RANKING_LOSSES)
+@pytest.mark.parametrize("name", [*RANKING_LOSSES, *FOCAL_LOSSES])
 def test_boxes_that_are_not_finite_stop_the_run_with_a_name(name):
     boxes = torch.tensor([[0.0, 0, 10, float("nan")]])
     classes, gt_boxes = torch.tensor([0, 1]), torch.tensor([[0.0, 0, 10, 10]])

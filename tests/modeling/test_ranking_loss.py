@@ -9,13 +9,17 @@ from maploss.layers import (
     ap_loss,
     control_points,
     direct_ap_loss,
+    focal_loss,
     parameterized_ap_loss,
+    quality_focal_loss,
     rank_sort_loss,
     smooth_ap_loss,
+    varifocal_loss,
 )
 from maploss.layers.box_iou import paired_iou
 from maploss.layers.ranking_losses.parameterized_ap_loss import ParameterizedAPLoss
 from maploss.modeling.ranking_loss import (
+    FOCAL_LOSSES,
     RANKING_LOSSES,
     RankingLoss,
     ranking_loss_from_config,
@@ -37,11 +41,13 @@ def direct(scores, labels):
     return sum(each) / len(each)
 
 
-SCORE_LOSSES["direct_ap"] = direct
+SCORE_LOSSES |= {"direct_ap": direct, "focal": focal_loss}
 SORTING_LOSSES = {
     "rank_sort": functools.partial(rank_sort_loss, delta=0.7),
     "bucketed_rank_sort": functools.partial(rank_sort_loss, delta=0.7, bucketed=True),
 }
+QUALITY_LOSSES = {"quality_focal": quality_focal_loss, "varifocal": varifocal_loss}
+ALL_LOSSES = (*RANKING_LOSSES, *FOCAL_LOSSES)
 JOINT_LOSSES = {
     "parameterized_ap": parameterized_ap_loss,
     "alrp": functools.partial(alrp_loss, delta=0.7),
@@ -123,7 +129,48 @@ def test_sorting_losses_go_with_a_weighted_and_balanced_giou_loss(name):
     )
 
 
-@pytest.mark.parametrize("name", RANKING_LOSSES)
+@pytest.mark.parametrize("name", QUALITY_LOSSES)
+def test_quality_losses_take_the_iou_of_the_boxes_and_go_with_the_mean_giou_loss(name):
+    scores, classes, boxes, gt_boxes = make_case()
+    with torch.no_grad():
+        boxes[0] = gt_boxes[0] + 1
+    losses = RankingLoss(name, box_weight=2.0)(scores, classes, boxes, gt_boxes)
+    quality = paired_iou(boxes.detach(), gt_boxes)
+    assert quality[0] > 0.5
+    expected = QUALITY_LOSSES[name](*as_list(scores, classes), quality)
+    torch.testing.assert_close(losses[f"loss_{name}"], expected)
+    (by_scores,) = gradients([losses[f"loss_{name}"]], scores)
+    torch.testing.assert_close(by_scores, *gradients([expected], scores))
+    # The boxes learn from their own loss only.
+    assert not gradients([losses[f"loss_{name}"]], boxes)[0].any()
+    torch.testing.assert_close(
+        losses["loss_box_giou"], 2 * giou_loss(boxes, gt_boxes, reduction="mean")
+    )
+
+
+@pytest.mark.parametrize("name", FOCAL_LOSSES)
+def test_without_objects_focal_losses_push_all_negatives_down(name):
+    scores = torch.randn(3, 3, requires_grad=True)
+    boxes = torch.zeros(0, 4, requires_grad=True)
+    losses = RankingLoss(name)(scores, torch.tensor([3, 3, -1]), boxes, torch.zeros(0, 4))
+    sum(losses.values()).backward()
+    assert losses["loss_box_giou"] == 0
+    assert (scores.grad[:2] > 0).all()
+    assert not scores.grad[2].any()
+
+
+@pytest.mark.parametrize("name", ALL_LOSSES)
+def test_probabilities_begin_at_a_hundredth_with_focal_losses_only(name):
+    layer = torch.nn.Linear(5, 3)
+    before = layer.bias.detach().clone()
+    RankingLoss(name).set_prior(layer)
+    if name in FOCAL_LOSSES:
+        torch.testing.assert_close(layer.bias.detach().sigmoid(), torch.full((3,), 0.01))
+    else:
+        assert torch.equal(layer.bias, before)
+
+
+@pytest.mark.parametrize("name", ALL_LOSSES)
 def test_the_box_weight_scales_the_gradient_by_the_boxes_alone(name):
     case = make_case()
     plain = RankingLoss(name)(*case).values()
@@ -148,7 +195,7 @@ def test_without_objects_all_losses_are_0_and_have_a_graph(name, classes):
 
 
 def test_half_precision_is_ranked_in_single():
-    for name in RANKING_LOSSES:
+    for name in ALL_LOSSES:
         scores, classes, boxes, gt_boxes = make_case()
         half = scores.detach().half().requires_grad_()
         losses = RankingLoss(name)(
@@ -172,7 +219,7 @@ def test_the_config_gives_each_part_its_functions_and_its_published_scale(tiny_c
 
 
 BAD_CONFIGS = {
-    "name": ("RANKING_LOSS.NAME", "focal", "MODEL.RANKING_LOSS.NAME: expected one of param"),
+    "name": ("RANKING_LOSS.NAME", "hinge", "MODEL.RANKING_LOSS.NAME: expected one of param"),
     "delta": ("RANKING_LOSS.DELTA", -1.0, "MODEL.RANKING_LOSS.DELTA: expected a number above 0"),
     "temperature": ("RANKING_LOSS.TEMPERATURE", -1.0, "RANKING_LOSS.TEMPERATURE: expected a num"),
     "epsilon": ("RANKING_LOSS.EPSILON", 0.0, "RANKING_LOSS.EPSILON: expected a number above 0"),

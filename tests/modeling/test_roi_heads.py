@@ -54,6 +54,28 @@ def test_a_step_gives_finite_losses_and_a_gradient_for_every_parameter(tiny_cfg,
     assert any(param.grad.abs().max() > 0 for param in model.backbone.parameters())
 
 
+@pytest.mark.parametrize("is_class_agnostic", [False, True])
+@pytest.mark.parametrize("name", [*HEADS, "OHEMROIHeads"])
+def test_the_loss_of_boxes_is_that_of_the_config(tiny_cfg, name, is_class_agnostic, storage):
+    tiny_cfg.MODEL.MAP_LOSS.BOX_REG = "regressed"
+    tiny_cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT = 1.0
+    tiny_cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = is_class_agnostic
+    found = {}
+    for loss_type in ("smooth_l1", "giou"):
+        tiny_cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE = loss_type
+        model = make_model(tiny_cfg, name)
+        loss = model(make_batch())["loss_box_reg"]
+        loss.backward()
+        assert model.roi_heads.box_predictor.bbox_pred.weight.grad.abs().max() > 0
+        found[loss_type] = loss.item()
+    # Windows over objects have an IoU of .5 at least, and few windows are over objects.
+    assert 0 < found["giou"] < 0.5
+    assert found["smooth_l1"] != pytest.approx(found["giou"], rel=0.01)
+    tiny_cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE = "diou"
+    with pytest.raises(ValueError, match="BBOX_REG_LOSS_TYPE: expected one of smooth_l1, giou, go"):
+        make_model(tiny_cfg, name)
+
+
 WINDOW, OBJECT = [2.0, 2.0, 30.0, 30.0], [3.0, 3.0, 30.0, 30.0]
 EMPTY_BATCHES = {
     "an image without windows": [

@@ -118,7 +118,7 @@ def _add_map_loss(cfg: CfgNode) -> None:
     cfg.MODEL.MAP_LOSS.SCORE_REG.WEIGHT = 0.0
     # 4; 2 in the ablation of section 5.
     cfg.MODEL.MAP_LOSS.SCORE_REG.POWER = 4.0
-    # "none": windows are boxes (paper). "windows", "regressed": smooth L1 box regression is learned
+    # "none": windows are boxes (paper). "windows", "regressed": box regression is learned
     # beside, and the boxes that the loss ranks, matches and suppresses are the windows or what the
     # regression makes of them, each class its own.
     cfg.MODEL.MAP_LOSS.BOX_REG = "none"
@@ -147,16 +147,21 @@ def _add_ohem(cfg: CfgNode) -> None:
 
 
 def _add_ranking_losses(cfg: CfgNode) -> None:
-    # Losses that rank the scores of all windows and classes of a minibatch together, for
+    # Losses of the scores of all windows and classes of a minibatch together, for
     # MODEL.ROI_HEADS.NAME "RankingROIHeads", MODEL.PROPOSAL_GENERATOR.NAME "RankingRPN" and
-    # MODEL.META_ARCHITECTURE "RankingRetinaNet".
+    # MODEL.META_ARCHITECTURE "RankingRetinaNet". Most rank them; focal losses do not, and are in
+    # this group because they train the same sigmoids of the same detectors.
     cfg.MODEL.RANKING_LOSS = CfgNode()
     # "parameterized_ap", "ap" (AP Loss, Chen et al. 2019), "alrp" (Oksuz et al. 2020), "rank_sort"
     # (Oksuz et al. 2021), "bucketed_rank_sort" (Yavuz et al. 2024), "smooth_ap" (Brown et al.
     # 2020), "direct_ap" (direct loss minimisation, positive update, Song et al. 2016; each class by
-    # itself; not for an RPN, where its table of positives x anchors is too large). The weights of
-    # their boxes are MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT and MODEL.RPN.BBOX_REG_LOSS_WEIGHT;
-    # boxes learn by their overlap, whatever the keys of a BBOX_REG_LOSS_TYPE say.
+    # itself; not for an RPN, where its table of positives x anchors is too large). Without a
+    # ranking: "focal" (Lin et al. 2017: alpha .25, gamma 2), "quality_focal" (Generalized Focal
+    # Loss, Li et al. 2020: beta 2), "varifocal" (Zhang et al. 2021: alpha .75, gamma 2), whose
+    # scores begin at a probability of .01. The weights of the boxes are
+    # MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT and MODEL.RPN.BBOX_REG_LOSS_WEIGHT; boxes learn by
+    # their overlap, the mean of 1 - GIoU where the loss has nothing of its own for them, whatever
+    # the keys of a BBOX_REG_LOSS_TYPE say.
     cfg.MODEL.RANKING_LOSS.NAME = "parameterized_ap"
     # Half the width of the step between two scores, in units of score, of "ap", "alrp", "rank_sort"
     # and "bucketed_rank_sort"; 0 = that of their papers: 1, 1, .5, .5.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from .average_precision import average_precision, precision_recall
 from .box_voting import box_voting
+from .focal_losses import focal_loss, quality_focal_loss, varifocal_loss
 from .hard_examples import hard_examples
 from .map_loss.detection_memory import DetectionMemory
 from .map_loss.error_driven_gradient import error_driven_gradient
@@ -43,6 +44,7 @@ __all__ = [
     "direct_ap_loss",
     "error_driven_gradient",
     "exact_steps",
+    "focal_loss",
     "hard_examples",
     "map_loss",
     "match_detections",
@@ -52,7 +54,9 @@ __all__ = [
     "piecewise_linear",
     "precision_recall",
     "pseudo_gradient",
+    "quality_focal_loss",
     "rank_sort_loss",
     "smooth_ap_loss",
     "truncated_svd",
+    "varifocal_loss",
 ]

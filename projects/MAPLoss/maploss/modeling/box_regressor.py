@@ -9,8 +9,14 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
+from fvcore.nn import giou_loss
 from torch import nn
 from torch.nn import functional as F
+
+from ..layers.checks import check_choice
+
+# MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE.
+BOX_LOSSES = ("smooth_l1", "giou")
 
 _TRANSFORM = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
 
@@ -43,6 +49,7 @@ class BoxRegressor(nn.Linear):
         loss_weight: float = 1.0,
         target_std: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
         beta: float = 1.0,
+        loss_type: str = "smooth_l1",
     ):
         """
         Args:
@@ -50,18 +57,22 @@ class BoxRegressor(nn.Linear):
             loss_weight: lambda of equation 1. target_std: of the deltas, until they are measured
                 (:func:`maploss.engine.set_box_targets`). beta: of smooth L1, where its quadratic
                 part ends (1 in equation 3); 0 is L1.
+            loss_type: "smooth_l1", of the deltas, or "giou", of the boxes: 1 - GIoU (Rezatofighi et
+                al., CVPR 2019, section 4), for which beta says nothing.
 
         Raises:
-            ValueError: a weight not above 0.
+            ValueError: a weight not above 0, an unknown loss.
         """
         if not loss_weight > 0:
             raise ValueError(f"loss_weight: expected a number above 0, got {loss_weight}")
+        check_choice("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", loss_type, BOX_LOSSES)
         super().__init__(in_features, 4 * num_boxes)
         nn.init.normal_(self.weight, std=0.001)
         nn.init.zeros_(self.bias)
         self.num_boxes = num_boxes
         self.loss_weight = loss_weight
         self.beta = beta
+        self.loss_type = loss_type
         self.register_buffer("target_mean", torch.zeros(num_boxes, 4))
         self.register_buffer("target_std", torch.tensor(target_std).repeat(num_boxes, 1))
 
@@ -88,8 +99,11 @@ class BoxRegressor(nn.Linear):
         num_classes: int,
     ) -> torch.Tensor:
         """
-        (R,) lambda times smooth L1 (equations 2 and 3) between the outputs of the class of each
-        window over an object and its normalised targets; 0 for windows over nothing.
+        (R,) lambda times the loss of the box that each window over an object has for its class; 0
+        for windows over nothing.
+
+        Smooth L1 (equations 2 and 3) is between the outputs and their normalised targets, 1 - GIoU
+        between the regressed box, not clipped, and the object.
 
         Args:
             outputs: (R, 4 B) of :meth:`forward`. windows, gt_boxes: (R, 4) XYXY; the gt_boxes of
@@ -98,19 +112,32 @@ class BoxRegressor(nn.Linear):
         """
         inds = (gt_classes < num_classes).nonzero().squeeze(1)
         box_inds = gt_classes[inds] if self.num_boxes > 1 else torch.zeros_like(inds)
-        targets = box_deltas(windows[inds], gt_boxes[inds])
-        targets = (targets - self.target_mean[box_inds]) / self.target_std[box_inds]
         own = outputs.view(len(outputs), self.num_boxes, 4)[inds, box_inds]
-        each = F.smooth_l1_loss(own, targets.to(own.dtype), reduction="none", beta=self.beta)
-        return outputs.new_zeros(len(outputs)).index_add(
-            0, inds, self.loss_weight * each.sum(dim=1)
-        )
+        mean, std = self.target_mean[box_inds], self.target_std[box_inds]
+        if self.loss_type == "giou":
+            boxes = _TRANSFORM.apply_deltas(own * std + mean, windows[inds])
+            each = _giou_losses(boxes, gt_boxes[inds]).to(own.dtype)
+        else:
+            targets = ((box_deltas(windows[inds], gt_boxes[inds]) - mean) / std).to(own.dtype)
+            each = F.smooth_l1_loss(own, targets, reduction="none", beta=self.beta).sum(dim=1)
+        return outputs.new_zeros(len(outputs)).index_add(0, inds, self.loss_weight * each)
 
     def boxes(self, outputs: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
         """(R, 4 B) outputs and (R, 4) windows to (R, B, 4) boxes XYXY, not clipped."""
         deltas = outputs.view(len(outputs), self.num_boxes, 4)
         deltas = (deltas * self.target_std + self.target_mean).flatten(1)
         return _TRANSFORM.apply_deltas(deltas, windows).view(-1, self.num_boxes, 4)
+
+
+def _giou_losses(boxes: torch.Tensor, gt_boxes: torch.Tensor) -> torch.Tensor:
+    """
+    (F,) 1 - GIoU; nan for a box that is not finite, as smooth L1 has it.
+
+    fvcore's stops with an AssertionError there, which tells neither image nor iteration.
+    """
+    is_finite = torch.isfinite(boxes.detach()).all(dim=1)
+    losses = giou_loss(torch.where(is_finite[:, None], boxes, gt_boxes), gt_boxes.to(boxes))
+    return torch.where(is_finite, losses, float("nan"))
 
 
 def box_predictor_of(model: nn.Module) -> nn.Module | None:

@@ -55,6 +55,7 @@ class WindowOutputLayers(nn.Module):
         box_reg_weight: float = 0.0,
         box_reg_std: Sequence[float] = (0.1, 0.1, 0.2, 0.2),
         box_reg_beta: float = 1.0,
+        box_reg_loss_type: str = "smooth_l1",
         is_class_agnostic: bool = False,
         regress_at_test: bool = True,
         test_box_iterations: int = 1,
@@ -69,6 +70,7 @@ class WindowOutputLayers(nn.Module):
             num_classes: K. num_outputs: how many scores a window has.
             box_reg_weight: lambda of the box regression's loss, 0 for none: windows are boxes.
             box_reg_std: of the targets, until they are measured. box_reg_beta: of smooth L1.
+            box_reg_loss_type: see :class:`maploss.modeling.box_regressor.BoxRegressor`.
             is_class_agnostic: one box of a window for all classes. regress_at_test: False leaves
                 the windows as they are (Girshick 2015, Table 6). test_box_iterations: above 1 the
                 best regressed boxes are scored and regressed again, so many times in all.
@@ -110,6 +112,7 @@ class WindowOutputLayers(nn.Module):
                 loss_weight=box_reg_weight,
                 target_std=box_reg_std,
                 beta=box_reg_beta,
+                loss_type=box_reg_loss_type,
             )
 
     @classmethod
@@ -121,6 +124,7 @@ class WindowOutputLayers(nn.Module):
             "box_reg_std": [1 / x for x in cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS],
             "is_class_agnostic": cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG,
             "box_reg_beta": cfg.MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA,
+            "box_reg_loss_type": cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE,
             "regress_at_test": cfg.TEST.BOX_REG,
             "test_box_iterations": cfg.TEST.BOX_REG_ITERATIONS,
             "test_vote_iou_thresh": cfg.TEST.BOX_VOTING_IOU_THRESH,
@@ -254,7 +258,10 @@ class SoftmaxOutputLayers(WindowOutputLayers):
         return losses
 
     def box_loss(self, outputs: WindowOutputs, windows: list[Instances]) -> torch.Tensor:
-        """The mean over all windows of :meth:`box_losses`; 0 if there are none."""
+        """
+        The sum of :meth:`box_losses` by the number of all windows, background too (Girshick 2015,
+        equation 1; Detectron2), whichever loss it is; 0 if there are none.
+        """
         return self.box_losses(outputs, windows).sum() / max(len(outputs.scores), 1)
 
     def detection_scores(self, scores: torch.Tensor) -> torch.Tensor:

@@ -69,6 +69,7 @@ class RankingRPN(IgnoringRPN):
         """Args: ranking_loss: of one class. kwargs: as RPN."""
         super().__init__(**kwargs)
         self.ranking_loss = ranking_loss
+        ranking_loss.set_prior(self.rpn_head.objectness_logits)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape) -> dict:

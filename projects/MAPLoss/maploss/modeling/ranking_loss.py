@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-One ranking of all windows x classes as the loss of a detector: which loss, and its boxes.
+The loss of all windows x classes of a detector, most in one ranking: which loss, and its boxes.
 
 Shapes: R windows or anchors of all images, K classes, P windows over objects.
 """
+
+import math
 
 import torch
 from detectron2.config import CfgNode
@@ -15,8 +17,11 @@ from ..layers import (
     alrp_loss,
     ap_loss,
     direct_ap_loss,
+    focal_loss,
+    quality_focal_loss,
     rank_sort_loss,
     smooth_ap_loss,
+    varifocal_loss,
 )
 from ..layers.box_iou import paired_iou
 from ..layers.checks import check_choice, check_positive
@@ -24,7 +29,7 @@ from ..layers.ranking_losses.labels import IGNORED, NEGATIVE, POSITIVE
 from ..layers.surrogate_gradient import scale_gradient
 from .output_layers import at_least_float32
 
-# MODEL.RANKING_LOSS.NAME.
+# MODEL.RANKING_LOSS.NAME: losses that rank, and those of each score by itself.
 RANKING_LOSSES = (
     "parameterized_ap",
     "ap",
@@ -34,11 +39,14 @@ RANKING_LOSSES = (
     "smooth_ap",
     "direct_ap",
 )
+FOCAL_LOSSES = ("focal", "quality_focal", "varifocal")
+# The probability that the scores of focal losses begin with (Lin et al. 2017, section 4.1).
+_PRIOR = 0.01
 
 
 class RankingLoss(nn.Module):
     """
-    Losses of class scores and boxes that rank all of a minibatch's scores together.
+    Losses of class scores and boxes, most of which rank all of a minibatch's scores together.
 
     - parameterized_ap, alrp: one loss of both, the quality of a box being (GIoU + 1) / 2.
     - ap, smooth_ap, direct_ap: scores alone; for boxes the mean of 1 - GIoU. direct_ap, direct
@@ -46,6 +54,8 @@ class RankingLoss(nn.Module):
     - rank_sort, bucketed_rank_sort: the IoU of the boxes sorts positives; for boxes the mean of
       1 - GIoU, weighted by the probability of their class and scaled to the value of the other
       loss (Oksuz et al., ICCV 2021: self-balancing).
+    - focal, quality_focal, varifocal: each score by itself, with the settings of their papers; the
+      IoU of the boxes is the target of the last two. For boxes the mean of 1 - GIoU.
     """
 
     def __init__(
@@ -60,7 +70,7 @@ class RankingLoss(nn.Module):
     ):
         """
         Args:
-            name: one of RANKING_LOSSES.
+            name: one of RANKING_LOSSES or FOCAL_LOSSES.
             delta: half the width of the step in units of score, of ap, alrp and rank_sort; None for
                 that of the paper.
             temperature: of smooth_ap, in units of score.
@@ -73,7 +83,7 @@ class RankingLoss(nn.Module):
             ValueError: an unknown name, a number not above 0.
         """
         super().__init__()
-        check_choice("MODEL.RANKING_LOSS.NAME", name, RANKING_LOSSES)
+        check_choice("MODEL.RANKING_LOSS.NAME", name, (*RANKING_LOSSES, *FOCAL_LOSSES))
         if delta is None:
             delta = 0.5 if name in ("rank_sort", "bucketed_rank_sort") else 1.0
         check_positive("MODEL.RANKING_LOSS.DELTA", delta)
@@ -87,6 +97,14 @@ class RankingLoss(nn.Module):
         self.box_weight = box_weight
         if name == "parameterized_ap":
             self.parameterized_ap = parameterized_ap or ParameterizedAPLoss()
+
+    def set_prior(self, layer: nn.Linear | nn.Conv2d) -> None:
+        """
+        The bias that the layer of the scores begins with: with a focal loss all probabilities are
+        .01, else the many negatives would be most of it at first. The other losses leave it.
+        """
+        if self.name in FOCAL_LOSSES:
+            nn.init.constant_(layer.bias, math.log(_PRIOR / (1 - _PRIOR)))
 
     def forward(
         self,
@@ -130,7 +148,10 @@ class RankingLoss(nn.Module):
             value = box_loss.detach()
             box_loss = box_loss * torch.where(value > 0, loss.detach() / value, 0.0)
         else:
-            loss = self._score_loss(scores, labels)
+            if self.name in FOCAL_LOSSES:
+                loss = self._focal_loss(scores, labels, paired_iou(boxes.detach(), gt_boxes))
+            else:
+                loss = self._score_loss(scores, labels)
             box_loss = localization_error.sum() / max(len(boxes), 1)
         return {f"loss_{self.name}": loss, "loss_box_giou": self.box_weight * box_loss}
 
@@ -152,6 +173,14 @@ class RankingLoss(nn.Module):
             delta=self.delta,
             bucketed=self.name == "bucketed_rank_sort",
         )
+
+    def _focal_loss(
+        self, scores: torch.Tensor, labels: torch.Tensor, quality: torch.Tensor
+    ) -> torch.Tensor:
+        if self.name == "focal":
+            return focal_loss(scores.flatten(), labels.flatten())
+        loss = quality_focal_loss if self.name == "quality_focal" else varifocal_loss
+        return loss(scores.flatten(), labels.flatten(), quality)
 
     def _score_loss(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if self.name == "ap":

@@ -18,7 +18,7 @@ from .roi_heads import WindowROIHeads
 
 class RankingOutputLayers(WindowOutputLayers):
     """
-    K logits, trained by a ranking loss; a detection's score is the sigmoid of its logit.
+    K logits, trained by MODEL.RANKING_LOSS; a detection's score is the sigmoid of its logit.
 
     Boxes, where there is regression, are trained by their overlap (GIoU), after decoding.
     """
@@ -30,6 +30,7 @@ class RankingOutputLayers(WindowOutputLayers):
         """Args: ranking_loss: the loss. Others: see :class:`WindowOutputLayers`."""
         super().__init__(input_shape, num_classes=num_classes, num_outputs=num_classes, **kwargs)
         self.ranking_loss = ranking_loss
+        ranking_loss.set_prior(self.cls_score)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
@@ -67,7 +68,7 @@ class RankingOutputLayers(WindowOutputLayers):
 @ROI_HEADS_REGISTRY.register()
 class RankingROIHeads(WindowROIHeads):
     """
-    Windows trained by MODEL.RANKING_LOSS, those of all images and all classes in one ranking.
+    Windows trained by MODEL.RANKING_LOSS, those of all images and all classes together.
 
     MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE <= 0 takes all windows, as the papers do.
     """

@@ -283,11 +283,6 @@ def _check_parts(cfg: CfgNode) -> None:
             "MODEL.ROI_BOX_HEAD.NAME: expected the name of a box head (the C4 detectors' res5 is "
             "none), got ''"
         )
-    if box_head.BBOX_REG_LOSS_WEIGHT > 0 and box_head.BBOX_REG_LOSS_TYPE != "smooth_l1":
-        raise ValueError(
-            "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE: expected smooth_l1, got "
-            f"{box_head.BBOX_REG_LOSS_TYPE!r}"
-        )
 
 
 def _with_difficult(targets: Instances) -> Instances:
