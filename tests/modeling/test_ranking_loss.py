@@ -20,6 +20,7 @@ from maploss.layers.box_iou import paired_iou
 from maploss.layers.ranking_losses.parameterized_ap_loss import ParameterizedAPLoss
 from maploss.modeling.ranking_loss import (
     FOCAL_LOSSES,
+    OVERLAP_LOSSES,
     RANKING_LOSSES,
     RankingLoss,
     ranking_loss_from_config,
@@ -146,6 +147,59 @@ def test_quality_losses_take_the_iou_of_the_boxes_and_go_with_the_mean_giou_loss
     torch.testing.assert_close(
         losses["loss_box_giou"], 2 * giou_loss(boxes, gt_boxes, reduction="mean")
     )
+
+
+@pytest.mark.parametrize("name", OVERLAP_LOSSES)
+def test_positives_at_an_overlap_are_those_whose_regressed_box_exceeds_it(name):
+    scores, classes, boxes, gt_boxes = make_case()
+    with torch.no_grad():
+        # IoU .9, .5 and .4, about; the others hardly overlap.
+        for row, width in enumerate((0.9, 0.5, 0.4)):
+            boxes[row] = gt_boxes[row]
+            boxes[row, 2] = boxes[row, 0] + width * (gt_boxes[row, 2] - gt_boxes[row, 0])
+        boxes[1, 2] = (boxes[1, 0] + gt_boxes[1, 2]) / 2 + 0.1
+    loss = RankingLoss(name, delta=0.7, temperature=0.3, iou_threshs=[0.45, 0.6])
+    losses = loss(scores, classes, boxes, gt_boxes)
+    assert (paired_iou(boxes.detach(), gt_boxes) > 0.45).tolist() == [True, True, *[False] * 3]
+    flat, labels = as_list(scores, classes)
+    places = (labels == 1).nonzero().squeeze(1)
+    expected = []
+    for num_right in (2, 1):
+        own = labels.clone()
+        own[places[num_right:]] = 0
+        expected.append(SCORE_LOSSES[name](flat, own))
+    torch.testing.assert_close(losses[f"loss_{name}"], sum(expected) / 2)
+    (got,) = gradients([losses[f"loss_{name}"]], scores)
+    torch.testing.assert_close(got, *gradients([sum(expected) / 2], scores))
+    # All windows over objects still learn their boxes.
+    torch.testing.assert_close(
+        losses["loss_box_giou"], giou_loss(boxes, gt_boxes, reduction="mean")
+    )
+
+
+@pytest.mark.parametrize("name", sorted({*ALL_LOSSES} - {*OVERLAP_LOSSES}))
+def test_overlaps_of_a_loss_that_takes_none_are_refused(tiny_cfg, name):
+    tiny_cfg.MODEL.RANKING_LOSS.NAME = name
+    ranking_loss_from_config(tiny_cfg, "BOX_HEAD")
+    tiny_cfg.MODEL.RANKING_LOSS.IOU_THRESHS = "coco"
+    with pytest.raises(ValueError, match=f"IOU_THRESHS: expected None with NAME {name!r} .*'coco'"):
+        ranking_loss_from_config(tiny_cfg, "BOX_HEAD")
+
+
+@pytest.mark.parametrize("value", ["voc", [], [0.5, 0.5], 0.5, [1.0]])
+def test_overlaps_that_are_none_are_refused_with_the_name_of_the_key(tiny_cfg, value):
+    tiny_cfg.MODEL.RANKING_LOSS.NAME = "ap"
+    tiny_cfg.MODEL.RANKING_LOSS.IOU_THRESHS = value
+    with pytest.raises((TypeError, ValueError), match=r"^MODEL.RANKING_LOSS.IOU_THRESHS: iou_thre"):
+        ranking_loss_from_config(tiny_cfg, "BOX_HEAD")
+
+
+def test_coco_is_ten_overlaps(tiny_cfg):
+    tiny_cfg.MODEL.RANKING_LOSS.NAME = "smooth_ap"
+    assert ranking_loss_from_config(tiny_cfg, "BOX_HEAD").iou_threshs is None
+    tiny_cfg.merge_from_list(["MODEL.RANKING_LOSS.IOU_THRESHS", "coco"])
+    threshs = ranking_loss_from_config(tiny_cfg, "BOX_HEAD").iou_threshs
+    assert threshs == (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 
 
 @pytest.mark.parametrize("name", FOCAL_LOSSES)

@@ -170,6 +170,11 @@ def _add_ranking_losses(cfg: CfgNode) -> None:
     cfg.MODEL.RANKING_LOSS.TEMPERATURE = 1.0
     # Of "direct_ap": weight of the loss beside the scores in the inference, in units of score.
     cfg.MODEL.RANKING_LOSS.EPSILON = 1.0
+    # Of "ap" and "smooth_ap". None: all windows over objects are positives. A list of overlaps, or
+    # "coco" as in MAP_LOSS.IOU_THRESHS: the mean of the losses over them, in which a window over an
+    # object is positive if the IoU of its *regressed* box exceeds the overlap, else negative (this
+    # project's own).
+    cfg.MODEL.RANKING_LOSS.IOU_THRESHS = None
 
     # Parameterized AP Loss (Tao et al. 2021).
     cfg.MODEL.PARAMETERIZED_AP = CfgNode()

@@ -138,6 +138,72 @@ def test_without_negatives_perfect_positives_lose_nothing_and_get_no_push(name):
     torch.testing.assert_close(scores.grad, torch.zeros(3))
 
 
+def overlap_case(seed, has_ties=False):
+    """A case, and at which of four overlaps its positives are right: at the last one none is."""
+    scores, labels, quality = make_case(seed, num=30, share=0.4, has_ties=has_ties)
+    is_matched = quality.detach() > torch.tensor([0.2, 0.5, 0.8, 1.0])[:, None]
+    return scores, labels, is_matched
+
+
+def reference_of_overlaps(loss, scores, labels, is_matched, *args):
+    """What a reference says at each overlap with a positive, wrong ones being negatives."""
+    values, pos, neg, _ = as_numpy(scores, labels, torch.zeros(0))
+    results = []
+    for matched in is_matched.tolist():
+        right = [i for i, x in zip(pos, matched, strict=True) if x]
+        wrong = [i for i, x in zip(pos, matched, strict=True) if not x]
+        if right:
+            results.append(loss(values, right, [*neg, *wrong], *args))
+    assert 0 < len(results) < len(is_matched)
+    return results
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("has_ties", [False, True])
+@pytest.mark.parametrize("delta", [0.1, 1.0])
+def test_ap_loss_of_overlaps_is_the_mean_of_losses_with_fewer_positives(seed, has_ties, delta):
+    scores, labels, is_matched = overlap_case(seed, has_ties)
+    results = reference_of_overlaps(reference.ap_loss, scores, labels, is_matched, delta)
+    loss = ap_loss(scores, labels, delta=delta, is_matched=is_matched)
+    assert loss.item() == pytest.approx(sum(x for x, _ in results) / 4, abs=1e-9)
+    (got,) = torch.autograd.grad(loss, scores)
+    np.testing.assert_allclose(got.numpy(), sum(x for _, x in results) / 4, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("temperature", [0.2, 1.0])
+def test_smooth_ap_of_overlaps_is_the_mean_and_its_gradient_the_derivative(seed, temperature):
+    scores, labels, is_matched = overlap_case(seed)
+    slow = (reference.smooth_ap_loss, scores, labels, is_matched, temperature)
+    loss = smooth_ap_loss(scores, labels, temperature=temperature, is_matched=is_matched)
+    assert loss.item() == pytest.approx(sum(reference_of_overlaps(*slow)) / 4, abs=1e-9)
+    assert torch.autograd.gradcheck(
+        lambda x: smooth_ap_loss(x, labels, temperature=temperature, is_matched=is_matched),
+        (scores,),
+    )
+
+
+@pytest.mark.parametrize("loss", [ap_loss, smooth_ap_loss])
+def test_all_positives_right_at_one_overlap_is_the_plain_loss_bit_for_bit(loss):
+    scores, labels, _ = make_case(4)
+    is_right = torch.ones(1, int((labels == 1).sum()), dtype=torch.bool)
+    plain, other = loss(scores, labels), loss(scores, labels, is_matched=is_right)
+    assert other == plain
+    gradients = [torch.autograd.grad(x, scores)[0] for x in (plain, other)]
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("loss", [ap_loss, smooth_ap_loss])
+def test_overlaps_that_do_not_fit_are_named(loss):
+    scores, labels = torch.zeros(3), torch.tensor([1, 0, -1])
+    with pytest.raises(ValueError, match=r"is_matched: expected shape \(T, 1\), got \(2, 3\)"):
+        loss(scores, labels, is_matched=torch.ones(2, 3, dtype=torch.bool))
+    with pytest.raises(TypeError, match=r"is_matched: expected dtype torch.bool, got torch.int64"):
+        loss(scores, labels, is_matched=torch.ones(2, 1, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"is_matched: expected at least one overlap, got none"):
+        loss(scores, labels, is_matched=torch.ones(0, 1, dtype=torch.bool))
+
+
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("seed", range(3))
 def test_gradients_sum_to_zero_and_descent_puts_positives_first(name, seed):

@@ -6,6 +6,7 @@ Shapes: R windows or anchors of all images, K classes, P windows over objects.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -25,6 +26,7 @@ from ..layers import (
 )
 from ..layers.box_iou import paired_iou
 from ..layers.checks import check_choice, check_positive
+from ..layers.map_loss.settings import check_iou_threshs
 from ..layers.ranking_losses.labels import IGNORED, NEGATIVE, POSITIVE
 from ..layers.surrogate_gradient import scale_gradient
 from .output_layers import at_least_float32
@@ -39,6 +41,8 @@ RANKING_LOSSES = (
     "smooth_ap",
     "direct_ap",
 )
+# Those of them that are for several overlaps, too.
+OVERLAP_LOSSES = ("ap", "smooth_ap")
 FOCAL_LOSSES = ("focal", "quality_focal", "varifocal")
 # The probability that the scores of focal losses begin with (Lin et al. 2017, section 4.1).
 _PRIOR = 0.01
@@ -65,6 +69,7 @@ class RankingLoss(nn.Module):
         delta: float | None = None,
         temperature: float = 1.0,
         epsilon: float = 1.0,
+        iou_threshs: Sequence[float] | str | None = None,
         parameterized_ap: ParameterizedAPLoss | None = None,
         box_weight: float = 1.0,
     ):
@@ -75,12 +80,17 @@ class RankingLoss(nn.Module):
                 that of the paper.
             temperature: of smooth_ap, in units of score.
             epsilon: of direct_ap, in units of score.
+            iou_threshs: of ap and smooth_ap, overlaps as :class:`maploss.layers.MAPLossSettings`
+                has them: the loss is the mean over them, a window over an object being positive
+                where the IoU of its box with the object exceeds the overlap, else negative. None:
+                each window over an object is positive, whatever its box.
             parameterized_ap: with its settings; None for identity functions.
             box_weight: of the boxes' part or, where there is none, of the gradient by the boxes,
                 above 0.
 
         Raises:
-            ValueError: an unknown name, a number not above 0.
+            ValueError, TypeError: an unknown name, a number not above 0, overlaps that are none or
+                of another loss.
         """
         super().__init__()
         check_choice("MODEL.RANKING_LOSS.NAME", name, (*RANKING_LOSSES, *FOCAL_LOSSES))
@@ -95,6 +105,7 @@ class RankingLoss(nn.Module):
         self.temperature = temperature
         self.epsilon = epsilon
         self.box_weight = box_weight
+        self.iou_threshs = _check_overlaps(name, iou_threshs)
         if name == "parameterized_ap":
             self.parameterized_ap = parameterized_ap or ParameterizedAPLoss()
 
@@ -139,19 +150,18 @@ class RankingLoss(nn.Module):
         labels[classes < 0] = IGNORED
         boxes, gt_boxes = boxes.to(scores.dtype), gt_boxes.to(scores.dtype)
         localization_error = giou_loss(boxes, gt_boxes)  # 1 - GIoU, (P,)
+        overlaps = paired_iou(boxes.detach(), gt_boxes)
         if self.name in ("parameterized_ap", "alrp"):
             return {f"loss_{self.name}": self._joint_loss(scores, labels, localization_error)}
         if self.name in ("rank_sort", "bucketed_rank_sort"):
-            loss = self._sorting_loss(scores, labels, paired_iou(boxes.detach(), gt_boxes))
+            loss = self._sorting_loss(scores, labels, overlaps)
             weights = scores.detach()[labels == POSITIVE].sigmoid()
             box_loss = (weights * localization_error).sum() / weights.sum().clamp(min=1e-12)
             value = box_loss.detach()
             box_loss = box_loss * torch.where(value > 0, loss.detach() / value, 0.0)
         else:
-            if self.name in FOCAL_LOSSES:
-                loss = self._focal_loss(scores, labels, paired_iou(boxes.detach(), gt_boxes))
-            else:
-                loss = self._score_loss(scores, labels)
+            of_scores = self._focal_loss if self.name in FOCAL_LOSSES else self._score_loss
+            loss = of_scores(scores, labels, overlaps)
             box_loss = localization_error.sum() / max(len(boxes), 1)
         return {f"loss_{self.name}": loss, "loss_box_giou": self.box_weight * box_loss}
 
@@ -182,11 +192,17 @@ class RankingLoss(nn.Module):
         loss = quality_focal_loss if self.name == "quality_focal" else varifocal_loss
         return loss(scores.flatten(), labels.flatten(), quality)
 
-    def _score_loss(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        if self.name == "ap":
-            return ap_loss(scores.flatten(), labels.flatten(), delta=self.delta)
-        if self.name == "smooth_ap":
-            return smooth_ap_loss(scores.flatten(), labels.flatten(), temperature=self.temperature)
+    def _score_loss(
+        self, scores: torch.Tensor, labels: torch.Tensor, overlaps: torch.Tensor
+    ) -> torch.Tensor:
+        if self.name in OVERLAP_LOSSES:
+            is_matched = None
+            if self.iou_threshs is not None:
+                is_matched = overlaps > overlaps.new_tensor(self.iou_threshs)[:, None]
+            flat = scores.flatten(), labels.flatten()
+            if self.name == "ap":
+                return ap_loss(*flat, delta=self.delta, is_matched=is_matched)
+            return smooth_ap_loss(*flat, temperature=self.temperature, is_matched=is_matched)
         # One class at a time, as direct loss minimisation is defined.
         present = (labels == POSITIVE).any(dim=0).nonzero().squeeze(1).tolist()
         if not present:
@@ -194,6 +210,20 @@ class RankingLoss(nn.Module):
         return sum(
             direct_ap_loss(scores[:, c], labels[:, c], epsilon=self.epsilon) for c in present
         ) / len(present)
+
+
+def _check_overlaps(name: str, iou_threshs: Sequence[float] | str | None) -> tuple | None:
+    if iou_threshs is None:
+        return None
+    if name not in OVERLAP_LOSSES:
+        raise ValueError(
+            f"MODEL.RANKING_LOSS.IOU_THRESHS: expected None with NAME {name!r} (only "
+            f"{' and '.join(OVERLAP_LOSSES)} take overlaps), got {iou_threshs!r}"
+        )
+    try:
+        return check_iou_threshs(iou_threshs)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"MODEL.RANKING_LOSS.IOU_THRESHS: {error}") from error
 
 
 def ranking_loss_from_config(cfg: CfgNode, part: str, box_weight: float = 1.0) -> RankingLoss:
@@ -206,7 +236,8 @@ def ranking_loss_from_config(cfg: CfgNode, part: str, box_weight: float = 1.0) -
         box_weight: see :class:`RankingLoss`.
 
     Raises:
-        ValueError: an unknown name, a number out of range, control points that are none.
+        ValueError, TypeError: an unknown name, a number out of range, overlaps or control points
+            that are none.
     """
     settings = cfg.MODEL.RANKING_LOSS
     functions = cfg.MODEL.PARAMETERIZED_AP[part]
@@ -231,6 +262,7 @@ def ranking_loss_from_config(cfg: CfgNode, part: str, box_weight: float = 1.0) -
         delta=settings.DELTA or None,
         temperature=settings.TEMPERATURE,
         epsilon=settings.EPSILON,
+        iou_threshs=settings.IOU_THRESHS,
         parameterized_ap=parameterized_ap,
         box_weight=box_weight,
     )

@@ -66,7 +66,7 @@ class MAPLossSettings:
     pairing: str = "paired"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "iou_threshs", _check_iou_threshs(self.iou_threshs))
+        object.__setattr__(self, "iou_threshs", check_iou_threshs(self.iou_threshs))
         check_choice("ap_type", self.ap_type, AP_TYPES)
         check_choice("gradient", self.gradient, GRADIENTS)
         levels = ERROR_DRIVEN_TRANSITIVITIES if self.is_error_driven else TRANSITIVITIES
@@ -110,7 +110,17 @@ class MAPLossSettings:
         return self.is_error_driven and self.transitivity == "label_aware"
 
 
-def _check_iou_threshs(threshs: Sequence[float] | str) -> tuple[float, ...]:
+def check_iou_threshs(threshs: Sequence[float] | str) -> tuple[float, ...]:
+    """
+    Overlaps, rising, each in [0, 1), as a tuple; "coco" stands for ten.
+
+    Raises:
+        ValueError, TypeError: others.
+
+    Example:
+        >>> check_iou_threshs([0.5, 0.75])
+        (0.5, 0.75)
+    """
     if isinstance(threshs, str) and threshs == "coco":
         return COCO_IOU_THRESHS
     if isinstance(threshs, str) or not isinstance(threshs, Sequence):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The labels that all ranking losses take. Shape letters: D scores, P positives, N negatives."""
+"""The labels that all ranking losses take. Shape letters: D scores, P positives, N negatives, T
+overlaps."""
 
 import torch
 
@@ -61,3 +62,31 @@ def positives_and_negatives(labels: torch.Tensor) -> tuple[torch.Tensor, torch.T
         (labels == POSITIVE).nonzero().squeeze(1),
         (labels == NEGATIVE).nonzero().squeeze(1),
     )
+
+
+def matched_at_overlaps(is_matched: torch.Tensor | None, positive: torch.Tensor) -> torch.Tensor:
+    """
+    Which positives are right at each overlap; at the others they are negatives.
+
+    Args:
+        is_matched: is to be (T, P) bool with T above 0; None for all, at one overlap.
+        positive: (P,) int64, where the positives are.
+
+    Returns:
+        (T, P) bool.
+
+    Raises:
+        ValueError, TypeError: a wrong shape or dtype.
+
+    Example:
+        >>> matched_at_overlaps(None, torch.tensor([3, 7]))
+        tensor([[True, True]])
+    """
+    if is_matched is None:
+        return torch.ones_like(positive, dtype=torch.bool)[None]
+    check_shape("is_matched", is_matched, ("T", len(positive)))
+    if is_matched.dtype != torch.bool:
+        raise TypeError(f"is_matched: expected dtype torch.bool, got {is_matched.dtype}")
+    if not len(is_matched):
+        raise ValueError("is_matched: expected at least one overlap, got none")
+    return is_matched
