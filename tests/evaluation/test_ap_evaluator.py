@@ -103,6 +103,8 @@ def test_perfect_detections_have_an_ap_of_100_percent(dataset):
     assert list(results) == ["bbox"]
     assert results["bbox"]["AP"] == results["bbox"]["AP50"] == 100
     assert results["bbox"]["AP50-voc07"] == results["bbox"]["AP50-coco101"] == 100
+    assert results["bbox"]["AP75"] == results["bbox"]["AP-pool"] == 100
+    assert results["bbox"]["AP50-pool"] == results["bbox"]["AP75-pool"] == 100
     assert results["bbox"]["AP50-cat"] == results["bbox"]["AP50-dog"] == 100
     assert math.isnan(results["bbox"]["AP50-unseen"])
 
@@ -119,10 +121,19 @@ def test_files_are_written_and_agree_with_the_results(dataset, tmp_path):
     results = evaluate(dataset, {i: random_output(i) for i in IMAGE_IDS}, str(tmp_path))
     written = json.loads((tmp_path / "ap.json").read_text())
     assert written["bbox"]["AP50"] == pytest.approx(results["bbox"]["AP50"])
+    for name in ("AP", "AP75", "AP-pool", "AP50-pool"):
+        assert 0 < written["bbox"][name] == results["bbox"][name] < 100
     assert written["bbox"]["AP50-unseen"] is None
     assert written["classes"]["cat"]["num_difficult"] == 1
     table = (tmp_path / "ap.txt").read_text()
     assert "mean of 2" in table
+    columns, pooled = (
+        next(line for line in table.splitlines() if name in line).split()
+        for name in ("AP50-voc07", "AP-pool")
+    )
+    for column, name in (("AP50", "AP50-pool"), ("AP75", "AP75-pool"), ("AP50:95", "AP-pool")):
+        cell = pooled[columns.index(column) - len(columns)]
+        assert cell == f"{results['bbox'][name]:.2f}"
     assert "for want of objects: unseen" in table
     for name in ("pr_curves.png", "detections.png"):
         assert cv2.imread(str(tmp_path / name)).std() > 10
@@ -227,3 +238,21 @@ def test_a_data_set_in_cocos_form_is_judged_by_pycocotools_too(dataset, tmp_path
     written = json.loads((tmp_path / "out/ap.json").read_text())
     assert written["coco"]["AP50"] == results["coco"]["AP50"]
     assert written["coco"]["APl"] is None
+    table = (tmp_path / "out/ap.txt").read_text().splitlines()[-1]
+    for name in ("AP", "AP50", "AP75", "AP-pool", "AP50-pool"):
+        value = results["coco"][name]
+        assert 0 < value == written["coco"][name] < 100
+        assert f"{name} {value:.2f}" in table.partition("By COCO's rule: ")[2].split(", ")
+        assert value == pytest.approx(results["bbox"][f"{name}-coco101"], abs=1e-4)
+
+
+def test_a_class_whose_key_is_that_of_a_mean_leaves_the_mean_there(dataset):
+    MetadataCatalog.remove(dataset)
+    MetadataCatalog.get(dataset).set(thing_classes=["pool", "voc07", "unseen"])
+    outputs = {i: random_output(i) for i in IMAGE_IDS}
+    results = evaluate(dataset, outputs)["bbox"]
+    MetadataCatalog.remove(dataset)
+    MetadataCatalog.get(dataset).set(thing_classes=NAMES)
+    expected = evaluate(dataset, outputs)["bbox"]
+    for name in ("AP50-pool", "AP50-voc07"):
+        assert results[name] == expected[name] != expected["AP50-cat"]

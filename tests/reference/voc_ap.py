@@ -47,7 +47,11 @@ def judge(detections, objects, iou_thresh=0.5):
 
 def voc_ap(detections, objects, ap_type="area", iou_thresh=0.5):
     """AP in [0, 1] by "area", "voc07" or "coco101"; nan without an object that counts."""
-    outcomes, num_objects = judge(detections, objects, iou_thresh)
+    return ap_of(*judge(detections, objects, iou_thresh), ap_type)
+
+
+def ap_of(outcomes, num_objects, ap_type):
+    """AP of True, False or None (ignored) for each detection by falling score."""
     if num_objects == 0:
         return float("nan")
     outcomes = [outcome for outcome in outcomes if outcome is not None]

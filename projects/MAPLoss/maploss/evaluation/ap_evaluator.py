@@ -21,15 +21,23 @@ from maploss.visualization import draw_detection_grid, draw_pr_curves
 
 from .coco_ap import coco_ap
 from .detection_ap import ClassResult, Detections, Objects, evaluate_detections, mean_ap
+from .pooled_ap import pooled_ap
 
 logger = logging.getLogger(__name__)
 
-_COLUMNS = ("AP50", "AP50-voc07", "AP50-coco101", "AP")
+# Columns of the table, and what stands in them: of a class or the mean, and of all in one list.
+_COLUMNS = {
+    "AP50": ("AP50", "AP50-pool"),
+    "AP50-voc07": ("AP50-voc07", "AP50-pool-voc07"),
+    "AP50-coco101": ("AP50-coco101", "AP50-pool-coco101"),
+    "AP75": ("AP75", "AP75-pool"),
+    "AP50:95": ("AP", "AP-pool"),
+}
 
 
 class APEvaluator(DatasetEvaluator):
     """
-    AP per class and its mean, at IoU .5 and .5:.95, by area, 11 points and 101 points.
+    AP per class, its mean and AP-pool, at IoU .5, .75 and .5:.95, by area, 11 and 101 points.
 
     Unlike Detectron2's evaluator of VOC it keeps the scores as they are (that one rounds them to
     three digits, which makes ties), and any data set with `thing_classes` will do. Objects marked
@@ -88,10 +96,12 @@ class APEvaluator(DatasetEvaluator):
         AP in percent, on the main process; None on the others.
 
         Returns:
-            {"bbox": {...}} with `AP` (mean over classes and IoU .5:.95, by area), `AP50` (at IoU
-            .5), both also with `-voc07` (11 points) and `-coco101` (101 points and COCO's
-            matching), and `AP50-<class>`. A class without an object is nan and not in the means.
-            For a data set in COCO's form also {"coco": {...}}, see :func:`coco_ap`.
+            {"bbox": {...}} with `AP` (mean over classes and IoU .5:.95, by area), `AP50` and `AP75`
+            (at IoU .5 and .75); `AP-pool`, `AP50-pool` and `AP75-pool`, of all classes in one list
+            (:func:`pooled_ap`); each also with `-voc07` (11 points) and `-coco101` (101 points and
+            COCO's matching) behind; and `AP50-<class>`, unless that is one of these names. A class
+            without an object is nan and not in the means. For a data set in COCO's form also
+            {"coco": {...}}: those of :func:`coco_ap`, and `AP-pool` and `AP50-pool` by 101 points.
 
         Raises:
             ValueError: an empty data set, an object of an unknown class, an unknown image.
@@ -103,15 +113,19 @@ class APEvaluator(DatasetEvaluator):
         predictions = {key: value for part in gathered for key, value in part.items()}
         detections = self._collect_detections(predictions)
         results = evaluate_detections(detections, self._objects, len(self._class_names))
-        bbox = {name: 100 * value for name, value in mean_ap(results).items()}
+        means = mean_ap(results) | pooled_ap(results)
+        bbox = {name: 100 * value for name, value in means.items()}
         for class_name, result in zip(self._class_names, results, strict=True):
-            bbox[f"AP50-{class_name}"] = 100 * result.ap["AP50"]
-        table = format_table(self._class_names, results)
-        logger.info(f"AP in percent on {self._dataset_name}:\n{table}")
+            bbox.setdefault(f"AP50-{class_name}", 100 * result.ap["AP50"])
         found = OrderedDict(bbox=bbox)
+        table = format_table(self._class_names, results)
         if self._is_coco:
             coco = coco_ap(detections, self._objects, len(self._class_names))
+            coco |= {name: means[f"{name}-coco101"] for name in ("AP-pool", "AP50-pool")}
             found["coco"] = {name: 100 * value for name, value in coco.items()}
+            shown = ", ".join(f"{name} {value:.2f}" for name, value in found["coco"].items())
+            table += f"\nBy COCO's rule: {shown}"
+        logger.info(f"AP in percent on {self._dataset_name}:\n{table}")
         if self._output_dir is not None:
             self._write(found, table, detections, results)
         return found
@@ -209,23 +223,28 @@ class APEvaluator(DatasetEvaluator):
 
 
 def format_table(class_names: Sequence[str], results: Sequence[ClassResult]) -> str:
-    """One row per class and the mean, AP in percent."""
+    """One row per class, the mean, and all classes in one list (AP-pool), AP in percent."""
     rows = []
     for name, result in zip(class_names, results, strict=True):
-        cells = [f"{100 * result.ap[c]:.2f}" if result.num_objects else "-" for c in _COLUMNS]
-        rows.append([name, result.num_objects, result.num_difficult, len(result.inds), *cells])
+        counts = (result.num_objects, result.num_difficult, len(result.inds))
+        rows.append([name, *counts, *_cells(result.ap, 0, bool(result.num_objects))])
     num_present = sum(result.num_objects > 0 for result in results)
-    means = mean_ap(results)
     totals = [sum(row[i] for row in rows) for i in (1, 2, 3)]
-    rows.append([f"mean of {num_present}", *totals, *(f"{100 * means[c]:.2f}" for c in _COLUMNS)])
-    headers = ["class", "objects", "difficult", "detections", *_COLUMNS[:3], "AP50:95"]
-    table = tabulate(rows, headers, disable_numparse=True, colalign=["left"] + ["right"] * 7)
+    rows.append([f"mean of {num_present}", *totals, *_cells(mean_ap(results), 0, True)])
+    rows.append(["all in one list (AP-pool)", *totals, *_cells(pooled_ap(results), 1, True)])
+    headers = ["class", "objects", "difficult", "detections", *_COLUMNS]
+    align = ["left"] + ["right"] * (len(headers) - 1)
+    table = tabulate(rows, headers, disable_numparse=True, colalign=align)
     absent = [
         name for name, result in zip(class_names, results, strict=True) if not result.num_objects
     ]
     if absent:
         table += f"\nNot in the mean, for want of objects: {', '.join(absent)}"
     return table
+
+
+def _cells(ap: dict[str, float], which: int, is_known: bool) -> list[str]:
+    return [f"{100 * ap[names[which]]:.2f}" if is_known else "-" for names in _COLUMNS.values()]
 
 
 def _without_nan(value):

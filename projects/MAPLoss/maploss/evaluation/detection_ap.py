@@ -49,10 +49,14 @@ class ClassResult(NamedTuple):
     """
     Evaluation of one class.
 
-    ap: AP in [0, 1] by name, nan without an object: `AP50` at IoU > .5 and `AP` as the mean over
-        .5, .55, .., .95, by area; with `-voc07` by 11 points, with `-coco101` by 101 points.
+    ap: AP in [0, 1] by name, nan without an object: `AP50` at IoU > .5, `AP75` at IoU > .75 and
+        `AP` as the mean over .5, .55, .., .95, by area; with `-voc07` by 11 points, with `-coco101`
+        by 101 points.
     num_objects, num_difficult: objects that count, and those, crowds too, that do not.
     inds: (D',) the class's detections, as indices into all, by falling score.
+    scores: (D',) float64.
+    matched: by rule, "voc" and "coco", (T, D') index into all objects at each of IOU_THRESHS, -1
+        for none, -2 for an ignored one.
     matched_object: (D',) index into all objects, -1 for none, at IoU .5.
     is_tp, is_ignored: (D',) bool, at IoU .5.
     precision, recall: after each detection that is not ignored, by falling score, at .5.
@@ -64,6 +68,8 @@ class ClassResult(NamedTuple):
     num_objects: int
     num_difficult: int
     inds: torch.Tensor
+    scores: torch.Tensor
+    matched: dict[str, torch.Tensor]
     matched_object: torch.Tensor
     is_tp: torch.Tensor
     is_ignored: torch.Tensor
@@ -99,59 +105,86 @@ def mean_ap(results: Sequence[ClassResult]) -> dict[str, float]:
     return {name: sum(ap[name] for ap in present) / len(present) for name in present[0]}
 
 
+def named_ap(
+    scores: torch.Tensor, matched: dict[str, torch.Tensor], num_objects: int, infix: str = ""
+) -> dict[str, float]:
+    """
+    AP, AP50 and AP75 of one list of detections, by each of AP_SUFFIX, in [0, 1].
+
+    Args:
+        scores: (D,). matched: as in :class:`ClassResult`. num_objects: those that count. infix:
+            comes between "AP50" and the suffix.
+    """
+    ap = {}
+    for ap_type, suffix in AP_SUFFIX.items():
+        by_thresh = matched["coco" if ap_type == "coco101" else "voc"]
+        values = [float(average_precision(scores, m, num_objects, ap_type)) for m in by_thresh]
+        ap[f"AP{infix}{suffix}"] = sum(values) / len(values)
+        ap[f"AP50{infix}{suffix}"] = values[0]
+        ap[f"AP75{infix}{suffix}"] = values[5]
+    return ap
+
+
 def _evaluate_class(detections: Detections, objects: Objects, class_id: int) -> ClassResult:
     inds = (detections.classes == class_id).nonzero().squeeze(1)
     # Sorted once here, so that the sorting inside of each AP finds it done.
     inds = inds[torch.argsort(detections.scores[inds], descending=True, stable=True)]
     is_mine = objects.classes == class_id
-    object_inds = (is_mine & ~objects.is_crowd).nonzero().squeeze(1)
-    gt_boxes, is_difficult = objects.boxes[object_inds], objects.is_difficult[object_inds]
-    boxes = detections.boxes[inds]
-    nearest = match_detections(
-        boxes,
-        detections.image_inds[inds],
-        gt_boxes,
-        objects.image_inds[object_inds],
-        iou_thresh=0.0,
-    )
-    share_in_crowd = _share_in_crowd(
-        boxes, detections.image_inds[inds], objects, is_mine & objects.is_crowd
-    )
-    # The object overlapped most is the same at every threshold: one matching serves all of them.
-    iou = _nearest_iou(boxes, gt_boxes, nearest)
-    num_objects = int((~is_difficult).sum())
+    mine = is_mine.nonzero().squeeze(1)
+    nearest, matched_voc = _match_voc(detections, inds, objects, is_mine)
+    matched = {
+        "voc": matched_voc,
+        "coco": _of_all(_match_coco(detections, inds, objects, mine), mine),
+    }
+    num_objects = int((is_mine & ~objects.is_crowd & ~objects.is_difficult).sum())
     scores = detections.scores[inds].double()
-    matched = [
-        _match_at(nearest, iou, is_difficult, share_in_crowd, thresh) for thresh in IOU_THRESHS
-    ]
-    matched_coco = _match_coco(detections, inds, objects, is_mine.nonzero().squeeze(1))
-    ap = {}
-    for ap_type, suffix in AP_SUFFIX.items():
-        by_thresh = matched_coco if ap_type == "coco101" else matched
-        values = [float(average_precision(scores, m, num_objects, ap_type)) for m in by_thresh]
-        ap["AP" + suffix] = sum(values) / len(values)
-        ap["AP50" + suffix] = values[0]
-    is_matched = iou > IOU_THRESHS[0]
-    matched_object = torch.full_like(inds, -1)
-    matched_object[is_matched] = object_inds[nearest[is_matched]]
     is_tp = torch.zeros(len(inds), dtype=torch.bool)
-    ranked = rank_detections(scores, matched[0])
+    ranked = rank_detections(scores, matched_voc[0])
     is_tp[ranked.order] = ranked.is_tp
-    precision, recall = precision_recall(scores, matched[0], num_objects)
+    precision, recall = precision_recall(scores, matched_voc[0], num_objects)
     best_f1, best_f1_thresh = _best_f1(precision, recall, scores[ranked.order])
     return ClassResult(
-        ap=ap,
+        ap=named_ap(scores, matched, num_objects),
         num_objects=num_objects,
-        num_difficult=int(is_mine.sum()) - num_objects,
+        num_difficult=len(mine) - num_objects,
         inds=inds,
-        matched_object=matched_object,
+        scores=scores,
+        matched=matched,
+        matched_object=nearest,
         is_tp=is_tp,
-        is_ignored=matched[0] == -2,
+        is_ignored=matched_voc[0] == -2,
         precision=precision,
         recall=recall,
         best_f1=best_f1,
         best_f1_thresh=best_f1_thresh,
     )
+
+
+def _match_voc(
+    detections: Detections, inds: torch.Tensor, objects: Objects, is_mine: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(D,) the object of any kind but crowds over IoU .5, or -1, and (T, D) as in ClassResult."""
+    object_inds = (is_mine & ~objects.is_crowd).nonzero().squeeze(1)
+    gt_boxes, is_difficult = objects.boxes[object_inds], objects.is_difficult[object_inds]
+    boxes, image_inds = detections.boxes[inds], detections.image_inds[inds]
+    nearest = match_detections(
+        boxes, image_inds, gt_boxes, objects.image_inds[object_inds], iou_thresh=0.0
+    )
+    share_in_crowd = _share_in_crowd(boxes, image_inds, objects, is_mine & objects.is_crowd)
+    # The object overlapped most is the same at every threshold: one matching serves all of them.
+    iou = _nearest_iou(boxes, gt_boxes, nearest)
+    matched = [
+        _match_at(nearest, iou, is_difficult, share_in_crowd, thresh) for thresh in IOU_THRESHS
+    ]
+    over_half = torch.where(iou > IOU_THRESHS[0], nearest, -1)
+    return _of_all(over_half, object_inds), _of_all(torch.stack(matched), object_inds)
+
+
+def _of_all(matched: torch.Tensor, object_inds: torch.Tensor) -> torch.Tensor:
+    """Indices into a class's objects as indices into all; -1 and -2 stay."""
+    if not len(object_inds):
+        return matched
+    return torch.where(matched >= 0, object_inds[matched.clamp(min=0)], matched)
 
 
 def _nearest_iou(
