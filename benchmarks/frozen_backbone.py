@@ -34,6 +34,7 @@ from torch import nn
 
 logger = logging.getLogger("maploss.benchmarks.frozen_backbone")
 _LOG_PERIOD = 25
+_AP = ("AP50", "AP50-voc07", "AP75", "AP", "AP-pool")
 
 
 class CachedImages:
@@ -101,7 +102,7 @@ def train_heads(
             is_last = update == updates - 1
             if is_last or (period > 0 and update % period == period - 1):
                 results = evaluate(model, test, cfg.DATASETS.TEST[0], folder)
-                for name in ("AP50", "AP50-voc07"):
+                for name in _AP:
                     storage.put_scalar(f"bbox/{name}", results[name], smoothing_hint=False)
             if is_last or update % _LOG_PERIOD == _LOG_PERIOD - 1:
                 watched = {k: h.median(_LOG_PERIOD) for k, h in storage.histories().items()}
@@ -112,7 +113,7 @@ def train_heads(
             storage.step()
     writer.close()
     SafeCheckpointer(model, str(folder)).save("model_final")
-    return {**watched, **{name: results[name] for name in ("AP50", "AP50-voc07")}}
+    return {**watched, **{name: results[name] for name in _AP}}
 
 
 def evaluate(model: nn.Module, images: CachedImages, name: str, folder: Path) -> dict:
@@ -176,9 +177,9 @@ def main() -> None:
                 rows.append([name, seed])
                 continue
             minibatch = found.get("map/minibatch_map", float("nan"))
-            rows.append([name, seed, found["AP50"], found["AP50-voc07"], 100 * minibatch])
+            rows.append([name, seed, *(found[x] for x in _AP), 100 * minibatch])
             logger.info(f"{name} seed {seed}: AP50 {found['AP50']:.2f}")
-    headers = ["config", "seed", "AP50", "AP50, 11 points", "minibatch mAP"]
+    headers = ["config", "seed", *("AP50:95" if x == "AP" else x for x in _AP), "minibatch mAP"]
     print(tabulate(rows, headers, floatfmt=".2f"))
 
 

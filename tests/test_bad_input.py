@@ -69,7 +69,15 @@ def train(data, style="voc", **changes):
 def test_sound_data_of_ones_own_trains_and_is_judged_without_code(data, style):
     results = train(data, style)
     assert "AP50-cell" in results["bbox"]
-    assert ("coco" in results) == (style == "coco")
+    assert list(results) == ["bbox", "coco"][: 1 + (style == "coco")]
+    written = json.loads((data / "output/inference/ap.json").read_text())
+    metrics = json.loads((data / "output/metrics.json").read_text().splitlines()[-1])
+    table = (data / "output/inference/ap.txt").read_text()
+    for part, values in results.items():
+        for name in ("AP", "AP50", "AP75", "AP-pool", "AP50-pool"):
+            assert values[name] == written[part][name] == metrics[f"{part}/{name}"]
+    for column in ("AP50:95", "AP50", "AP75", "AP-pool"):
+        assert column in table
 
 
 def overwrite(name, content):

@@ -54,6 +54,25 @@ def test_a_run_trains_resumes_and_evaluates(run, tmp_path, config):
     assert results["bbox"]["AP50"] == pytest.approx(metrics["bbox/AP50"], abs=1e-4)
 
 
+@pytest.mark.parametrize("args", [(), ("--eval-only",)])
+def test_expected_results_pass_and_a_mismatch_ends_a_run_with_status_1(run, args):
+    short = ["SOLVER.MAX_ITER", "2", "SEED", "1"]
+    results = run("map", opts=short)
+
+    def expect(ap, *others):
+        expected = [["bbox", "AP50", ap, 0.01], *others]
+        return run("map", *args, opts=[*short, "TEST.EXPECTED_RESULTS", str(expected)])
+
+    assert expect(results["bbox"]["AP50"])["bbox"]["AP50"] == results["bbox"]["AP50"]
+    for wrong in (
+        [results["bbox"]["AP50"] + 0.02],
+        [results["bbox"]["AP50"], ["bbox", "AP-of-nothing", 0.0, 100.0]],
+    ):
+        with pytest.raises(SystemExit) as stop:
+            expect(*wrong)
+        assert stop.value.code == 1
+
+
 def test_box_regression_is_learned_with_either_loss_and_stage_by_stage(run, tmp_path):
     regression = ["MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT", "1.0"]
     short = ["SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0"]
