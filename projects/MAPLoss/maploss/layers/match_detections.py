@@ -28,11 +28,13 @@ class Matches(NamedTuple):
     """
     The object of its image and class that each window overlaps most, of P classes.
 
-    objects: (R, P) int64 in [0, G), the first of equal ones; UNMATCHED where the IoU does not
-    exceed the lowest overlap. levels: (R, P) int64, how many of the overlaps the IoU exceeds.
+    nearest: (R, P) int64 in [0, G), the first of equal ones; UNMATCHED where it overlaps none.
+    ious: (R, P) of the boxes' dtype, with that object. levels: (R, P) int64, how many of the
+    overlaps the IoU exceeds: without any, the window is matched to no object.
     """
 
-    objects: torch.Tensor
+    nearest: torch.Tensor
+    ious: torch.Tensor
     levels: torch.Tensor
 
 
@@ -77,12 +79,12 @@ def match_windows(
             iou = paired_iou(boxes[(window, *by_class)], gt_boxes[gt])
             cell = window * (num_classes + 1) + of_class
             best.scatter_reduce_(0, cell, iou, "amax")
-            is_best = (iou > iou_threshs[0]) & (iou == best[cell])
+            is_best = (iou > 0) & (iou == best[cell])
             objects.scatter_reduce_(0, cell, torch.where(is_best, gt, num_gt), "amin")
     levels = torch.searchsorted(iou_threshs, best)
-    objects = torch.where(objects < num_gt, objects, UNMATCHED)
+    nearest = torch.where(objects < num_gt, objects, UNMATCHED)
     shape = (num_windows, num_classes + 1)
-    return Matches(*(x.view(shape)[:, :num_classes] for x in (objects, levels)))
+    return Matches(*(x.view(shape)[:, :num_classes] for x in (nearest, best, levels)))
 
 
 @torch.no_grad()
@@ -143,7 +145,7 @@ def match_detections(
         len(ids),
         boxes.new_tensor([iou_thresh]),
     )
-    matched = matches.objects[:, 0]
+    matched = torch.where(matches.levels[:, 0] > 0, matches.nearest[:, 0], UNMATCHED)
     if gt_difficult is None or not len(gt_boxes):
         return matched
     is_difficult = (matched >= 0) & gt_difficult.bool()[matched.clamp(min=0)]

@@ -27,11 +27,12 @@ class DetectionPool:
     """
     The detections of this process, of the other processes of a group, and of earlier minibatches.
 
-    ranked: (P,) int64, the classes with an object of anyone who takes part; with a memory all K,
-    since what is remembered must tell of classes that only later minibatches have. num_gt: (P,)
-    int64, objects of these, difficult ones left out. num_objects: of all. num_minibatches: of the
-    memory, and this one. is_ranked_here: (P,) bool, False for classes that another process ranks.
-    own, remembered: where these stand among the m.
+    ranked: (P,) int64, the classes with an object of anyone who takes part; all K with a memory,
+    since what is remembered must tell of classes that only later minibatches have, and with pooled
+    classes, where false positives of absent ones count too. num_gt: (P,) int64, objects of these,
+    difficult ones left out. num_objects: of all. first_object: from where this process's are
+    counted. num_minibatches: of the memory, and this one. is_ranked_here: (P,) bool, False for
+    classes that another process ranks. own, remembered: where these stand among the m.
 
     Args:
         group: of processes that call this together; None for this one alone.
@@ -65,7 +66,7 @@ class DetectionPool:
         # What is remembered, all processes remember. Steps follow from what NMS suppressed, which
         # each process knows of its own windows only.
         self._ranks_candidates = not settings.is_error_driven
-        self.shares_classes = group is not None and memory is None and settings.is_error_driven
+        self.shares_classes = group is not None and memory is None and settings.ranks_by_class
         self._num_objects = [num_objects]
         if group is not None:
             rows = all_gather(torch.cat([num_gt, num_gt.new_tensor([num_objects])]), group)
@@ -73,6 +74,7 @@ class DetectionPool:
             num_gt = rows[:, :-1].sum(0)
         self._num_gt = num_gt
         self._earlier = memory.recall(scores, settings.iou_threshs) if memory is not None else None
+        self.first_object = sum(self._num_objects[: self._rank])
         self.num_objects = sum(self._num_objects)
         if self._earlier is not None:
             if self._earlier.num_gt.shape != num_gt.shape:
@@ -83,7 +85,8 @@ class DetectionPool:
             num_gt = num_gt + self._earlier.num_gt
             self.num_objects += self._earlier.num_objects
         self.num_minibatches = 1 + (len(memory) if memory is not None else 0)
-        self.ranked = (num_gt >= (0 if memory is not None else 1)).nonzero().squeeze(1)
+        ranks_all = memory is not None or settings.pooled > 0
+        self.ranked = (num_gt >= (0 if ranks_all else 1)).nonzero().squeeze(1)
         self.num_gt = num_gt[self.ranked]
         self.is_ranked_here = torch.ones_like(self.ranked, dtype=torch.bool)
         if group is not None and self.shares_classes:
@@ -92,7 +95,8 @@ class DetectionPool:
             )
         self.own = self.remembered = slice(0, 0)
         self._exchange: Exchange | None = None
-        self._num_shared = 0
+        self._shared = self.ranked[:0]
+        self._num_candidates = 0
 
     def gather(self, candidates: Detections, shared: torch.Tensor) -> Detections:
         """
@@ -105,8 +109,8 @@ class DetectionPool:
                 candidates, and then all of them are ranked here.
         """
         detections = candidates.take(shared)
-        self._num_shared = len(shared)
-        lengths = [self._num_shared]
+        self._shared, self._num_candidates = shared, len(candidates.scores)
+        lengths = [len(shared)]
         if self.group is not None:
             detections, self._exchange = exchange_detections(
                 detections,
@@ -125,7 +129,7 @@ class DetectionPool:
         start = sum(lengths[: self._rank])
         stop = start + lengths[self._rank]
         if self._ranks_candidates:
-            own = candidates.shift_objects(sum(self._num_objects[: self._rank]))
+            own = candidates.shift_objects(self.first_object)
             if self.group is not None:
                 others = detections.take(slice(start)), detections.take(slice(stop, None))
                 detections = Detections.cat([others[0], own, others[1]])
@@ -140,8 +144,20 @@ class DetectionPool:
         return detections
 
     def own_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
-        """(n,) of this process's detections, from the (m,) of all that it has ranked."""
-        return self._return(gradient) if self.shares_classes else gradient[self.own]
+        """(P R, C) of all candidates of this process, from the (m, C) of all that are ranked."""
+        own = self._return(gradient) if self.shares_classes else gradient[self.own]
+        if self._ranks_candidates:
+            return own
+        by_candidate = own.new_zeros((self._num_candidates, *own.shape[1:]))
+        return by_candidate.index_copy_(0, self._shared, own)
+
+    def candidates_at(self, order: torch.Tensor) -> torch.Tensor:
+        """(n,) which candidate of this process each of the m is, of indices (n,); -1 for others."""
+        is_own = (order >= self.own.start) & (order < self.own.stop)
+        index = (order - self.own.start).clamp(0, max(self.own.stop - self.own.start - 1, 0))
+        if not self._ranks_candidates:
+            index = self._shared[index] if len(self._shared) else index
+        return torch.where(is_own, index, -1)
 
     def gradient_of_others(self, gradient: torch.Tensor) -> torch.Tensor:
         """
@@ -152,7 +168,7 @@ class DetectionPool:
         """
         others = [
             gradient[: self.own.start],
-            gradient.new_zeros(self._num_shared),
+            gradient.new_zeros(len(self._shared)),
             gradient[self.own.stop : self.remembered.start],
         ]
         return self._return(torch.cat(others))

@@ -119,20 +119,20 @@ def exchange_detections(
 
 def return_gradient(gradient: torch.Tensor, exchange: Exchange, group: Group) -> torch.Tensor:
     """
-    (n,) float64, what all processes say that raises AP in this one's detections.
+    (n, ...) float64, what all processes say of this one's detections.
 
     Each says it in the scores' dtype; the sum over processes is in float64.
 
     Args:
-        gradient: float64, of the detections received, in the order of the processes.
+        gradient: (.., ...) float64, of the detections received, in the order of the processes.
         exchange: which these were.
         group: the same.
     """
     shared = gradient.to(exchange.dtype).contiguous()
-    received = shared.new_empty(sum(exchange.num_sent))
+    received = shared.new_empty((sum(exchange.num_sent), *shared.shape[1:]))
     splits = exchange.num_sent, exchange.num_received
     dist.all_to_all_single(received, shared, *splits, group=group)
-    summed = gradient.new_zeros(exchange.num_own)
+    summed = gradient.new_zeros((exchange.num_own, *shared.shape[1:]))
     return summed.index_add_(0, exchange.sent, received.to(gradient.dtype))
 
 

@@ -102,49 +102,11 @@ def error_driven_gradient(
     levels = (matched_gt != UNMATCHED).long()
     detections = Detections(scores, torch.zeros_like(levels), numbers, levels, is_kept)
     ranking = Ranking.of(detections, matched_gt.new_tensor([num_gt]), len(objects), 1)
-    gradient = ranked_error_driven_gradient(ranking, margin, transitivity)
+    gradient = gradient_of_errors(ranking, find_errors(ranking, margin), transitivity)
     return ranking.by_input(gradient).to(scores.dtype)
 
 
-def ranked_error_driven_gradient(
-    ranking: Ranking, margin: float, transitivity: str
-) -> torch.Tensor:
-    """
-    :func:`error_driven_gradient` of all classes, the mean over overlaps: (n,) float64 by place.
-
-    Where the scores fall below s_i + margin and s_i - margin does not depend on the overlap: two
-    searches. The sums over false positives between are differences of running sums.
-
-    Args:
-        ranking: of all classes.
-        margin: see :func:`error_driven_gradient`.
-        transitivity: see :func:`error_driven_gradient`.
-    """
-    matched = ranking.matched
-    ramps = _find_ramps(ranking, margin)
-    above = _false_positives_above(ranking, ramps)
-    start = matched.starts[matched.classes]
-    tps_before = running_sums(matched.is_tp)
-    other_tps = tps_before[:, :-1] - tps_before[:, start]
-    is_object = matched.objects >= 0
-    # Those above include the own object's true positive.
-    own_tp = matched.tp_at[:, matched.objects.clamp(min=0)]
-    other_tps -= (own_tp < torch.arange(len(start), device=start.device)).double()
-    is_pushed = matched.is_tp
-    if transitivity == "label_aware":
-        is_pushed = is_pushed | (matched.is_matched & is_object & ~matched.is_kept)
-    weight = is_pushed / (ranking.num_gt[matched.classes] * (1 + other_tps + above))
-    # What is over no object is a false positive at all overlaps: the sum of weights will do.
-    places = torch.arange(len(ranking.order), device=start.device)
-    classes = ranking.detections.classes
-    shares = _shares(matched, ramps, places, classes, ramps.from_best, weight.sum(0))
-    gradient = 0 - ranking.is_background * shares
-    shares = _shares(matched, ramps, matched.places, matched.classes, ramps.own, weight)
-    gradient.index_add_(0, matched.places, (weight * above - matched.is_fp * shares).sum(0))
-    return gradient / ranking.num_overlaps
-
-
-class _Ramps(NamedTuple):
+class Ramps(NamedTuple):
     """
     Where H falls from 1 to 0 below each of the q windows over an object: false positives before
     `near` count as 1, those from `far` on as 0.
@@ -159,14 +121,78 @@ class _Ramps(NamedTuple):
     own: torch.Tensor
 
 
-def _find_ramps(ranking: Ranking, margin: float) -> _Ramps:
+class Errors(NamedTuple):
+    """
+    What stands above each of the q windows over an object, at each overlap.
+
+    Args:
+        ramps: of the windows.
+        fps_above: (T, q) float64, the sum of H over the false positives of the class.
+        tps_above: (T, q) float64, true positives of the other objects of the class.
+    """
+
+    ramps: Ramps
+    fps_above: torch.Tensor
+    tps_above: torch.Tensor
+
+
+def find_errors(ranking: Ranking, margin: float) -> Errors:
+    """
+    Of all classes and overlaps at once.
+
+    Where the scores fall below s_i + margin and s_i - margin does not depend on the overlap: two
+    searches. The sums over false positives between are differences of running sums.
+
+    Args:
+        ranking: of all classes.
+        margin: see :func:`error_driven_gradient`.
+    """
+    matched = ranking.matched
+    ramps = _find_ramps(ranking, margin)
+    start = matched.starts[matched.classes]
+    tps_before = running_sums(matched.is_tp)
+    tps_above = tps_before[:, :-1] - tps_before[:, start]
+    # Those above include the own object's true positive.
+    own_tp = matched.tp_at[:, matched.objects.clamp(min=0)]
+    tps_above -= (own_tp < torch.arange(len(start), device=start.device)).double()
+    return Errors(ramps, _false_positives_above(ranking, ramps), tps_above)
+
+
+def gradient_of_errors(ranking: Ranking, errors: Errors, transitivity: str) -> torch.Tensor:
+    """
+    :func:`error_driven_gradient` of all classes, the mean over overlaps: (n,) float64 by place.
+
+    Args:
+        ranking: of all classes.
+        errors: of it.
+        transitivity: see :func:`error_driven_gradient`.
+    """
+    matched, ramps = ranking.matched, errors.ramps
+    is_pushed = matched.is_tp
+    if transitivity == "label_aware":
+        is_object = matched.objects >= 0
+        is_pushed = is_pushed | (matched.is_matched & is_object & ~matched.is_kept)
+    ranks = 1 + errors.tps_above + errors.fps_above
+    weight = is_pushed / (ranking.num_gt[matched.classes] * ranks)
+    # What is over no object is a false positive at all overlaps: the sum of weights will do.
+    places = torch.arange(len(ranking.order), device=weight.device)
+    classes = ranking.detections.classes
+    shares = _shares(matched, ramps, places, classes, ramps.from_best, weight.sum(0))
+    gradient = 0 - ranking.is_background * shares
+    shares = _shares(matched, ramps, matched.places, matched.classes, ramps.own, weight)
+    pushes = weight * errors.fps_above - matched.is_fp * shares
+    gradient.index_add_(0, matched.places, pushes.sum(0))
+    return gradient / ranking.num_overlaps
+
+
+def _find_ramps(ranking: Ranking, margin: float) -> Ramps:
     places, classes = ranking.matched.places, ranking.detections.classes
     at = _score_axis(ranking, margin)
     near = torch.searchsorted(at, at[places] - 0.5)
     far = torch.searchsorted(at, at[places] + 0.5)
     # Counted from the class's best score: small numbers keep running sums exact.
     from_best = at - torch.nn.functional.pad(at, (0, 1))[ranking.starts][classes]
-    return _Ramps(near, far, from_best, from_best[places])
+    return Ramps(near, far, from_best, from_best[places])
 
 
 def _score_axis(ranking: Ranking, margin: float) -> torch.Tensor:
@@ -181,7 +207,7 @@ def _score_axis(ranking: Ranking, margin: float) -> torch.Tensor:
     return steps.cumsum(0)
 
 
-def _false_positives_above(ranking: Ranking, ramps: _Ramps) -> torch.Tensor:
+def _false_positives_above(ranking: Ranking, ramps: Ramps) -> torch.Tensor:
     """(T, q) float64, the sum of H over the false positives of the class."""
     matched = ranking.matched
     ends = torch.stack([ranking.starts[matched.classes], ramps.near, ramps.far])
@@ -199,7 +225,7 @@ def _false_positives_above(ranking: Ranking, ramps: _Ramps) -> torch.Tensor:
 
 def _shares(
     matched: Matched,
-    ramps: _Ramps,
+    ramps: Ramps,
     places: torch.Tensor,
     classes: torch.Tensor,
     from_best: torch.Tensor,

@@ -174,21 +174,20 @@ def map_loss(
     ranked = rank_minibatch(windows, objects, settings, group, memory)
     num_classes = max(scores.shape[1], 1)
     ap_per_class = ranked.ap.mean(0)
-    mean_ap = ap_per_class.nansum() / num_classes
-    scale = num_classes * (mean_ap + settings.eps) if settings.log_space else num_classes
-    gradient = -(ranked.ppd / scale).to(scores.dtype)
+    scale = ranked.value + settings.eps if settings.log_space else 1
+    gradient = -(ranked.by_score / scale).to(scores.dtype)
     nonzero_share = _share(gradient != 0)
     clipped_share = torch.zeros_like(nonzero_share)
     if settings.grad_clip is not None:
         clipped_share = _share(gradient.abs() > settings.grad_clip)
         gradient = gradient.clamp(-settings.grad_clip, settings.grad_clip)
     if settings.log_space:
-        value = math.log1p(settings.eps) - torch.log(mean_ap + settings.eps)
+        value = math.log1p(settings.eps) - torch.log(ranked.value + settings.eps)
     else:
-        value = 1 - mean_ap
+        value = 1 - ranked.value
     loss = attach_gradient(value.to(scores.dtype), (scores,), (gradient,))
     return loss, MAPLossStats(
-        map=mean_ap,
+        map=ap_per_class.nansum() / num_classes,
         ap=ranked.ap,
         ap_per_class=ap_per_class,
         up_per_class=gradient.clamp(max=0).sum(0).neg(),

@@ -10,18 +10,34 @@ from typing import NamedTuple
 
 import torch
 
-from ..match_detections import DIFFICULT, match_windows
+from ..match_detections import DIFFICULT, UNMATCHED, match_windows
 from ..nms import Overlaps, keep_by_batched_nms, keep_by_rounds
+from ..steps.pseudo_gradient import ESTIMATORS
+from .box_gradient import overlap_gradient_of_errors, overlap_step_gradient
 from .detection_memory import DetectionMemory
 from .detection_pool import DetectionPool
 from .detections import Detections
 from .distributed import Group
-from .error_driven_gradient import ranked_error_driven_gradient
+from .error_driven_gradient import find_errors, gradient_of_errors
 from .part_timer import PartTimer
 from .rankings import Ranking, average_precisions
 from .settings import MAPLossSettings
 from .step_gradient import step_gradient
 from .windows import Cells, Objects, Windows
+
+
+class BoxGradient(NamedTuple):
+    """
+    How AP changes with the boxes.
+
+    Args:
+        by_overlap: (R, K) float64, pseudo partial derivatives by the IoU of each window's box, as
+            each class, with its object.
+        objects: (R, K) int64, index in the G objects of that object, UNMATCHED for none.
+    """
+
+    by_overlap: torch.Tensor
+    objects: torch.Tensor
 
 
 class RankedMinibatch(NamedTuple):
@@ -30,7 +46,11 @@ class RankedMinibatch(NamedTuple):
 
     Args:
         ap: (T, K) float64, of each overlap and class; nan for classes without an object.
-        ppd: (R, K) float64, pseudo partial derivatives of each class's AP, the mean over overlaps.
+        pooled_ap: (T,) float64, of all classes in one list; None where nothing asks for it.
+        value: 0-d float64, what the loss is of: the mean over overlaps of mAP and of pooled AP, in
+            the shares that `settings.pooled` says.
+        by_score: (R, K) float64, pseudo partial derivatives of the value by the scores.
+        boxes: derivatives by the boxes; None where nothing asks for them.
         ranking: of the detections that this process has ranked.
         ranked: (P,) int64, the classes that the ranking counts from 0.
         is_ranked_here: (P,) bool, False for those that another process has ranked.
@@ -38,11 +58,37 @@ class RankedMinibatch(NamedTuple):
     """
 
     ap: torch.Tensor
-    ppd: torch.Tensor
+    pooled_ap: torch.Tensor | None
+    value: torch.Tensor
+    by_score: torch.Tensor
+    boxes: BoxGradient | None
     ranking: Ranking
     ranked: torch.Tensor
     is_ranked_here: torch.Tensor
     timer: PartTimer
+
+
+class _Candidates(NamedTuple):
+    """
+    Each window as each class that is ranked, class by class: P R of them.
+
+    Args:
+        detections: what takes part.
+        ious: (P R,) with the object that each overlaps most.
+        nearest: (P R,) int64, that object of the G, or UNMATCHED where it overlaps none.
+        is_difficult: (G,) bool.
+        cells: the same, window by window.
+        overlaps: pairs of boxes that suppress each other, None where nothing needs them.
+        shared: (n,) int64, those that other processes and the memory get.
+    """
+
+    detections: Detections
+    ious: torch.Tensor
+    nearest: torch.Tensor
+    is_difficult: torch.Tensor
+    cells: Cells
+    overlaps: Overlaps | None
+    shared: torch.Tensor
 
 
 def rank_minibatch(
@@ -68,31 +114,42 @@ def rank_minibatch(
     num_objects = len(objects.classes)
     pool = DetectionPool(group, memory, windows.scores, num_gt, num_objects, settings)
     timer.start("match")
-    candidates, cells = _candidates(windows, objects, pool.ranked, settings)
+    candidates = _match(windows, objects, pool.ranked, settings)
     timer.start("nms")
-    overlaps = _find_overlaps(cells, settings)
-    candidates = candidates._replace(is_kept=_suppress(cells, overlaps, settings.nms_thresh))
+    candidates = _suppress(candidates, settings)
     timer.start("exchange")
-    shared_mask = candidates.is_kept
-    if settings.includes_suppressed:
-        shared_mask = shared_mask | (candidates.objects >= 0)
-    shared = shared_mask.nonzero().squeeze(1)
-    pooled = pool.gather(candidates, shared)
+    pooled = pool.gather(candidates.detections, candidates.shared)
     timer.start("ap")
-    ranking = Ranking.of(pooled, pool.num_gt, pool.num_objects, len(settings.iou_threshs))
+    num_overlaps, share = len(settings.iou_threshs), settings.pooled
+    ranking = Ranking.of(pooled, pool.num_gt, pool.num_objects, num_overlaps)
     ap = pool.sum_ap(average_precisions(ranking, settings.ap_type))
+    value = (1 - share) * ap.nansum() / (num_overlaps * max(num_classes, 1))
+    parts = [((1 - share) / max(num_classes, 1), ranking)] if share < 1 else []
+    pooled_ap = None
+    if share > 0:
+        joint = Ranking.in_one_list(pooled, pool.num_gt, pool.num_objects, num_overlaps)
+        pooled_ap = average_precisions(joint, settings.ap_type)[:, 0]
+        value = value + share * pooled_ap.nan_to_num(nan=0.0).mean()
+        parts.append((share, joint))
     timer.start("gradient")
-    if settings.is_error_driven or overlaps is None:
-        gradient = ranked_error_driven_gradient(ranking, settings.margin, settings.transitivity)
-        ppd = torch.zeros_like(candidates.scores, dtype=torch.float64)
-        ppd[shared] = pool.own_gradient(ranking.by_input(gradient))
-    else:
-        ppd = step_gradient(ranking, pool, cells, overlaps, shared, settings)
+    weighted = [
+        pool.num_minibatches * weight * _derivatives(x, pool, candidates, settings)
+        for weight, x in parts
+    ]
+    columns = weighted[0] if len(weighted) == 1 else weighted[0] + weighted[1]
     timer.stop()
-    ppd = pool.num_minibatches * ppd.view(len(pool.ranked), len(windows.scores)).t()
+    columns = columns.view(len(pool.ranked), len(windows.scores), columns.shape[1])
+    by_class = columns.new_zeros((num_classes, *columns.shape[1:]))
+    by_class.index_copy_(0, pool.ranked, columns)
+    by_score, *by_overlap = by_class.permute(2, 1, 0).unbind(0)
     return RankedMinibatch(
-        ap.new_full((len(ap), num_classes), float("nan")).index_copy_(1, pool.ranked, ap),
-        ppd.new_zeros(windows.scores.shape).index_copy_(1, pool.ranked, ppd),
+        ap.new_full((num_overlaps, num_classes), float("nan")).index_copy_(1, pool.ranked, ap),
+        pooled_ap,
+        value,
+        by_score,
+        BoxGradient(by_overlap[0], _nearest(candidates, pool.ranked, by_score))
+        if by_overlap
+        else None,
         ranking,
         pool.ranked,
         pool.is_ranked_here,
@@ -100,10 +157,58 @@ def rank_minibatch(
     )
 
 
-def _candidates(
+def _nearest(candidates: _Candidates, ranked: torch.Tensor, by_score: torch.Tensor) -> torch.Tensor:
+    """(R, K) int64, the object that each window overlaps most as each class."""
+    nearest = torch.full_like(by_score.t(), UNMATCHED, dtype=torch.int64)
+    return nearest.index_copy_(0, ranked, candidates.nearest.view(len(ranked), len(by_score))).t()
+
+
+def _derivatives(
+    ranking: Ranking, pool: DetectionPool, candidates: _Candidates, settings: MAPLossSettings
+) -> torch.Tensor:
+    """
+    (P R, 1 or 2) float64: of the sum of AP over the lists of a ranking, the mean over overlaps, by
+    score and, if asked, by overlap.
+    """
+    columns = []
+    if settings.is_error_driven or settings.box_gradient == "error_driven":
+        errors = find_errors(ranking, settings.margin)
+    if settings.is_error_driven:
+        columns.append(gradient_of_errors(ranking, errors, settings.transitivity))
+    if settings.box_gradient == "error_driven":
+        columns.append(overlap_gradient_of_errors(ranking, errors))
+    if columns:
+        by_place = torch.stack(columns, dim=1)
+        columns = list(pool.own_gradient(ranking.by_input(by_place)).unbind(1))
+    if not settings.is_error_driven and candidates.overlaps is not None:
+        cells, overlaps, shared = candidates.cells, candidates.overlaps, candidates.shared
+        columns.insert(0, step_gradient(ranking, pool, cells, overlaps, shared, settings))
+    if settings.box_gradient in ESTIMATORS:
+        columns.append(_overlap_steps(ranking, pool, candidates, settings))
+    return torch.stack(columns, dim=1)
+
+
+def _overlap_steps(
+    ranking: Ranking, pool: DetectionPool, candidates: _Candidates, settings: MAPLossSettings
+) -> torch.Tensor:
+    """(P R,) float64 by overlap; what NMS suppresses is on no list and has no step."""
+    candidate = pool.candidates_at(ranking.order)
+    movers = (ranking.detections.is_kept & (candidate >= 0)).nonzero().squeeze(1)
+    nearest = candidates.nearest[candidate[movers]]
+    some = (nearest != UNMATCHED).nonzero().squeeze(1)
+    movers, nearest = movers[some], nearest[some]
+    candidate = candidate[movers]
+    objects = torch.where(candidates.is_difficult[nearest], DIFFICULT, nearest + pool.first_object)
+    ious = candidates.ious[candidate].double()
+    gradient = overlap_step_gradient(ranking, movers, objects, ious, settings)
+    by_candidate = torch.zeros_like(candidates.ious, dtype=torch.float64)
+    return by_candidate.index_copy_(0, candidate, gradient)
+
+
+def _match(
     windows: Windows, objects: Objects, ranked: torch.Tensor, settings: MAPLossSettings
-) -> tuple[Detections, Cells]:
-    """Each window as each class that is ranked, class by class, (P R,), as if all were kept."""
+) -> _Candidates:
+    """As if all were kept, and none shared."""
     num_windows, num_classes = windows.scores.shape
     ids, images = torch.cat([windows.image_ids, objects.image_ids]).unique(return_inverse=True)
     images, gt_images = images.split([num_windows, len(objects.classes)])
@@ -123,7 +228,8 @@ def _candidates(
         threshs,
     )
     cells = Cells.of(windows, images, len(ids), ranked)
-    found, levels = (x.t().flatten() for x in matches)
+    nearest, ious, levels = (x.t().flatten() for x in matches)
+    found = torch.where(levels > 0, nearest, UNMATCHED)
     if len(objects.classes):
         is_difficult = (found >= 0) & objects.is_difficult[found.clamp(min=0)]
         found = torch.where(is_difficult, DIFFICULT, found)
@@ -131,7 +237,29 @@ def _candidates(
         num_windows, output_size=num_windows * len(ranked)
     )
     scores = cells.scores.t().flatten()
-    return Detections(scores, classes, found, levels, torch.ones_like(found).bool()), cells
+    is_kept = torch.ones_like(found, dtype=torch.bool)
+    detections = Detections(scores, classes, found, levels, is_kept)
+    return _Candidates(
+        detections, ious, nearest, objects.is_difficult, cells, overlaps=None, shared=found[:0]
+    )
+
+
+def _suppress(candidates: _Candidates, settings: MAPLossSettings) -> _Candidates:
+    """What NMS keeps in each class, and who is shared."""
+    cells = candidates.cells
+    overlaps = _find_overlaps(cells, settings)
+    if overlaps is None:
+        scores, boxes = cells.scores.flatten(), cells.boxes_of_cells
+        is_kept = keep_by_batched_nms(boxes, scores, cells.groups, settings.nms_thresh)
+    else:
+        is_kept = keep_by_rounds(overlaps, cells.scores_of_boxes)
+    is_kept = is_kept.view(cells.scores.shape).t().flatten()
+    detections = candidates.detections._replace(is_kept=is_kept)
+    is_shared = is_kept
+    if settings.includes_suppressed:
+        is_shared = is_shared | (detections.objects >= 0)
+    shared = is_shared.nonzero().squeeze(1)
+    return candidates._replace(detections=detections, overlaps=overlaps, shared=shared)
 
 
 def _find_overlaps(cells: Cells, settings: MAPLossSettings) -> Overlaps | None:
@@ -143,13 +271,3 @@ def _find_overlaps(cells: Cells, settings: MAPLossSettings) -> Overlaps | None:
     if settings.is_error_driven and cells.scores.device.type != "cpu":
         return None
     return cells.find_overlaps(settings.nms_thresh)
-
-
-def _suppress(cells: Cells, overlaps: Overlaps | None, nms_thresh: float) -> torch.Tensor:
-    """(P R,) bool, which windows NMS keeps in each class, class by class."""
-    if overlaps is None:
-        scores = cells.scores.flatten()
-        is_kept = keep_by_batched_nms(cells.boxes_of_cells, scores, cells.groups, nms_thresh)
-    else:
-        is_kept = keep_by_rounds(overlaps, cells.scores_of_boxes)
-    return is_kept.view(cells.scores.shape).t().flatten()

@@ -90,8 +90,16 @@ class Ranking(NamedTuple):
         matched = _match(ordered, starts, background_before, num_objects, num_overlaps)
         return cls(ordered, order, starts, num_gt, num_overlaps, is_background, matched)
 
+    @classmethod
+    def in_one_list(
+        cls, detections: Detections, num_gt: torch.Tensor, num_objects: int, num_overlaps: int
+    ) -> "Ranking":
+        """As :meth:`of`, the detections of all classes as if they were of one."""
+        detections = detections._replace(classes=torch.zeros_like(detections.classes))
+        return cls.of(detections, num_gt.sum()[None], num_objects, num_overlaps)
+
     def by_input(self, values: torch.Tensor) -> torch.Tensor:
-        """(n,) values in the order of the input."""
+        """(n, ...) values in the order of the input."""
         return torch.empty_like(values).index_copy_(0, self.order, values)
 
 

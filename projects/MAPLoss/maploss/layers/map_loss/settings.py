@@ -14,6 +14,7 @@ from ..steps.pseudo_gradient import ESTIMATORS, PAIRINGS
 from .error_driven_gradient import ERROR_DRIVEN_TRANSITIVITIES, check_margin
 
 GRADIENTS = ("error_driven", *ESTIMATORS)
+BOX_GRADIENTS = ("none", *GRADIENTS)
 # .5, .55, .., .95, each the float nearest to its decimal.
 COCO_IOU_THRESHS = tuple(round(0.05 * i, 2) for i in range(10, 20))
 
@@ -33,6 +34,11 @@ class MAPLossSettings:
             nearest steps (Henderson & Ferrari 2016, section 4.3), see :func:`pseudo_gradient`.
         transitivity: what the windows get that NMS suppresses: "none", "paper", "label_aware" or
             "exact", see :func:`nms_ap_steps`; with "error_driven" "none" or "label_aware".
+        box_gradient: by the overlap of boxes with their objects: "none"; "error_driven", see
+            :func:`overlap_gradient_of_errors`; or "mee" or "sde", from the nearest overlaps at
+            which AP changes, see :func:`overlap_step_gradient`.
+        pooled: share in [0, 1] of AP of all classes in one list (AP-pool of Dave et al. 2021,
+            arXiv 2102.01066), which makes scores of different classes comparable; the rest is mAP.
         grad_clip: bound of each element of the gradient, above 0; None for none.
         log_space: the loss is -log((mAP + eps) / (1 + eps)) if True, else 1 - mAP.
         eps: above 0, of log space.
@@ -58,6 +64,8 @@ class MAPLossSettings:
     nms_thresh: float = 0.3
     gradient: str = "error_driven"
     transitivity: str = "label_aware"
+    box_gradient: str = "none"
+    pooled: float = 0.0
     grad_clip: float | None = None
     log_space: bool = True
     eps: float = 1.0
@@ -72,6 +80,9 @@ class MAPLossSettings:
         levels = ERROR_DRIVEN_TRANSITIVITIES if self.is_error_driven else TRANSITIVITIES
         check_choice(f"transitivity of gradient {self.gradient!r}", self.transitivity, levels)
         check_choice("pairing", self.pairing, PAIRINGS)
+        check_choice("box_gradient", self.box_gradient, BOX_GRADIENTS)
+        if not 0 <= _number("pooled", self.pooled) <= 1:
+            raise ValueError(f"pooled: expected a number in [0, 1], got {self.pooled}")
         if not isinstance(self.log_space, bool):
             raise TypeError(f"log_space: expected True or False, got {self.log_space!r}")
         if not 0 <= _number("nms_thresh", self.nms_thresh) <= 1:
@@ -87,7 +98,9 @@ class MAPLossSettings:
 
     def _check_choice_of_gradient(self) -> None:
         """No field that has no effect is set: it would be ignored without a word."""
-        idle = ("min_delta", "pairing") if self.is_error_driven else ("margin",)
+        idle = ["min_delta", "pairing"] if self.is_error_driven else []
+        if not self.needs_margin:
+            idle = ["margin"]
         cases = {name: f"gradient {self.gradient!r}" for name in idle}
         if not self.log_space:
             cases["eps"] = "log_space False"
@@ -103,6 +116,19 @@ class MAPLossSettings:
     def is_error_driven(self) -> bool:
         """The gradient is made of all pairs in the wrong order, not of the nearest steps."""
         return self.gradient == "error_driven"
+
+    @property
+    def needs_margin(self) -> bool:
+        """Some gradient is made of pairs."""
+        return "error_driven" in (self.gradient, self.box_gradient)
+
+    @property
+    def ranks_by_class(self) -> bool:
+        """
+        A process needs no more than the classes that it ranks: no steps, which follow from boxes
+        that only their own process knows, and no list of all classes.
+        """
+        return self.is_error_driven and self.box_gradient not in ESTIMATORS and not self.pooled
 
     @property
     def includes_suppressed(self) -> bool:

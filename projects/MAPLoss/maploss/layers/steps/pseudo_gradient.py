@@ -68,7 +68,7 @@ def pseudo_gradient(
     check_scores(scores, (len(steps.up_at),))
     if not min_delta > 0:
         raise ValueError(f"min_delta: expected more than 0, got {min_delta}")
-    up, down = _slopes(steps, scores.double(), estimator, min_delta)
+    up, down = slopes(steps, scores.double(), estimator, min_delta)
     gradient = torch.nn.functional.pad(up + down, (0, 1))
     if pairing == "paired":
         _take_from_partners(gradient, up, steps.up_partner)
@@ -117,7 +117,7 @@ def ranked_pseudo_gradient(
         some = Steps(
             value[:, classes], places[0], up_value, places[1], down_value, up_partner, down_partner
         )
-        up, down = _slopes(some, x, estimator, min_delta)
+        up, down = slopes(some, x, estimator, min_delta)
         if is_moving is not None:
             up.masked_fill_(~is_moving, 0.0)
             down.masked_fill_(~is_moving, 0.0)
@@ -128,7 +128,7 @@ def ranked_pseudo_gradient(
     return (gradient[:-1] / num_overlaps).to(scores.dtype)
 
 
-def _slopes(
+def slopes(
     steps: Steps, x: torch.Tensor, estimator: str, min_delta: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Half the slope to the step above and to the step below each coordinate, 0 without one."""
