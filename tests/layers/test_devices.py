@@ -33,6 +33,7 @@ IS_DIFFICULT = GT_CLASSES.bool() & (torch.arange(len(GT_BOXES)) % 4 == 0)
 def map_loss_and_gradient(settings: MAPLossSettings, boxes: torch.Tensor, memory_size: int):
     """Of the last of two turns, the mAP loss of three classes."""
     memory = DetectionMemory(memory_size) if memory_size else None
+    torch.manual_seed(0)  # of gradient "reinforce"
     for _ in range(2):
         scores = torch.stack([SCORES, -SCORES, SCORES.square()], 1).requires_grad_()
         loss, stats = map_loss(

@@ -171,6 +171,21 @@ def test_the_loss_gets_the_settings_of_the_config(tiny_cfg):
     )
     assert loss.settings == steps
     # What belongs to another choice takes no part.
+    tiny_cfg.MODEL.MAP_LOSS.REINFORCE.NUM_SAMPLES = 5
+    tiny_cfg.MODEL.MAP_LOSS.REINFORCE.NOISE = 0.3
+    assert map_loss_from_config(tiny_cfg).settings == steps
+    tiny_cfg.MODEL.MAP_LOSS.TRANSITIVITY = "label_aware"
+    tiny_cfg.MODEL.MAP_LOSS.GRADIENT = "reinforce"
+    assert map_loss_from_config(tiny_cfg).settings == MAPLossSettings(
+        iou_threshs=(0.6, 0.7),
+        ap_type="voc07",
+        nms_thresh=0.4,
+        gradient="reinforce",
+        grad_clip=0.1,
+        eps=0.03,
+        num_samples=5,
+        noise=0.3,
+    )
     tiny_cfg.MODEL.MAP_LOSS.GRADIENT = "error_driven"
     tiny_cfg.MODEL.MAP_LOSS.TRANSITIVITY = "none"
     tiny_cfg.MODEL.MAP_LOSS.LOG_SPACE.ENABLED = False
@@ -187,6 +202,7 @@ def test_the_loss_gets_the_settings_of_the_config(tiny_cfg):
 
 # Of each key of the loss: a value that changes loss or gradient, after these overrides.
 STEPS = ["GRADIENT", "sde"]
+SAMPLES = ["GRADIENT", "reinforce"]
 ACTING = {
     "AP_TYPE": ("voc07", []),
     "IOU_THRESHS": ("[0.8]", []),
@@ -196,6 +212,8 @@ ACTING = {
     "ERROR_DRIVEN.MARGIN": ("2.0", []),
     "NEAREST_STEPS.MIN_DELTA": ("2.0", STEPS),
     "NEAREST_STEPS.PAIRING": ("none", STEPS),
+    "REINFORCE.NUM_SAMPLES": ("3", SAMPLES),
+    "REINFORCE.NOISE": ("1.0", SAMPLES),
     "LOG_SPACE.ENABLED": ("False", []),
     "LOG_SPACE.EPS": ("0.01", []),
     "SCORE_REG.WEIGHT": ("0.1", []),
@@ -225,6 +243,7 @@ def loss_and_gradient(cfg, overrides):
     names = [f"MODEL.MAP_LOSS.{key}" for key in overrides[::2]]
     cfg.merge_from_list([x for pair in zip(names, overrides[1::2], strict=True) for x in pair])
     loss = map_loss_from_config(cfg)
+    torch.manual_seed(0)  # of GRADIENT "reinforce"
     for seed in range(2):
         generator = torch.Generator().manual_seed(seed)
         corner = 60 * torch.rand(60, 2, generator=generator)
@@ -260,6 +279,8 @@ def test_the_defaults_are_those_of_the_loss():
     keys, settings = cfg.MODEL.MAP_LOSS, MAPLossSettings()
     assert settings.min_delta == keys.NEAREST_STEPS.MIN_DELTA
     assert settings.pairing == keys.NEAREST_STEPS.PAIRING
+    assert settings.num_samples == keys.REINFORCE.NUM_SAMPLES
+    assert settings.noise == keys.REINFORCE.NOISE
 
 
 WAYS = ("the file", "the command line", "both")
@@ -304,6 +325,8 @@ def test_overlaps_are_a_list_or_the_word_coco(tmp_path, way, in_file, in_line, e
         # Also where another gradient is chosen.
         ("MAP_LOSS.NEAREST_STEPS.MIN_DELTA", "0.0", r"MODEL.MAP_LOSS.NEAREST_STEPS: min_delta: "),
         ("MAP_LOSS.NEAREST_STEPS.PAIRING", "two", r"MODEL.MAP_LOSS.NEAREST_STEPS: pairing: "),
+        ("MAP_LOSS.REINFORCE.NUM_SAMPLES", "1", r"MODEL.MAP_LOSS.REINFORCE: num_samples: .* got 1"),
+        ("MAP_LOSS.REINFORCE.NOISE", "0.0", r"MODEL.MAP_LOSS.REINFORCE: noise: .* got 0"),
         ("MAP_LOSS.LOG_SPACE.EPS", "0.0", r"MODEL.MAP_LOSS.LOG_SPACE: eps: .* got 0"),
         ("MAP_LOSS.SCORE_REG.WEIGHT", "-1.0", r"MODEL.MAP_LOSS: score_reg_weight: .* got -1"),
         ("MAP_LOSS.SCORE_REG.POWER", "0.5", r"MODEL.MAP_LOSS: score_reg_power: .* got 0.5"),

@@ -225,6 +225,15 @@ def test_at_least_one_window_has_to_be_hard(ohem_cfg):
             build_model(ohem_cfg)
 
 
+def test_hard_windows_of_a_gradient_that_is_noise_are_refused(ohem_cfg):
+    ohem_cfg.MODEL.ROI_HEADS.NAME = "MAPROIHeads"
+    ohem_cfg.MODEL.MAP_LOSS.GRADIENT = "reinforce"
+    build_model(ohem_cfg)
+    ohem_cfg.MODEL.MAP_LOSS.WINDOWS = "hard"
+    with pytest.raises(ValueError, match="WINDOWS: expected all or sampled with GRADIENT 'reinf"):
+        build_model(ohem_cfg)
+
+
 def test_scores_that_are_not_finite_name_image_and_window_with_the_map_loss(map_cfg, storage):
     map_cfg.MODEL.MAP_LOSS.WINDOWS = "hard"
     model = make_model(map_cfg, "MAPROIHeads")

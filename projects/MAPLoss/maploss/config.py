@@ -82,10 +82,12 @@ def _add_map_loss(cfg: CfgNode) -> None:
     cfg.MODEL.MAP_LOSS.IOU_THRESHS = None
     # What the gradient is made of. "error_driven": all true and false positives in the wrong order
     # (this project, after AP Loss). "mee" (mean envelope) or "sde" (symmetric difference): the
-    # nearest steps of AP (paper, section 4.3; MEE is a bit better in its Table 1).
+    # nearest steps of AP (paper, section 4.3; MEE is a bit better in its Table 1). "reinforce":
+    # the rewards of sampled detections (Pinto et al. 2023, section 3), the same mAP after NMS.
     cfg.MODEL.MAP_LOSS.GRADIENT = "error_driven"
     # What a window suppressed by NMS gets: "none", "paper" (section 4.4), or this project's
-    # "label_aware" and "exact". GRADIENT "error_driven" has "none" and "label_aware".
+    # "label_aware" and "exact". GRADIENT "error_driven" has "none" and "label_aware"; "reinforce"
+    # has no choice: a window that NMS keeps in some samples learns from these.
     cfg.MODEL.MAP_LOSS.TRANSITIVITY = "label_aware"
     # Each element of the loss's gradient by the scores is clipped to [-GRAD_CLIP, GRAD_CLIP]
     # (paper, section 4.5; no value given); 1 / units of score; 0 = off. Not to be confused with
@@ -104,6 +106,13 @@ def _add_map_loss(cfg: CfgNode) -> None:
     # sign, to the window that it passes, so that the gradient of a class sums to zero (this
     # project).
     cfg.MODEL.MAP_LOSS.NEAREST_STEPS.PAIRING = "paired"
+    # Of GRADIENT "reinforce".
+    cfg.MODEL.MAP_LOSS.REINFORCE = CfgNode()
+    # Noisy copies of all scores in each step, 2 or more; each is ranked, so each costs an NMS. The
+    # baseline of a sample's AP is the mean of the others'.
+    cfg.MODEL.MAP_LOSS.REINFORCE.NUM_SAMPLES = 2
+    # Standard deviation of the Gaussian noise, in units of score.
+    cfg.MODEL.MAP_LOSS.REINFORCE.NOISE = 0.5
     # The logarithm of mAP (paper, section 4.5, Log-space).
     cfg.MODEL.MAP_LOSS.LOG_SPACE = CfgNode()
     # True: the loss is -log((mAP + EPS) / (1 + EPS)); False: 1 - mAP.

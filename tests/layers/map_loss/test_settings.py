@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from maploss.layers import MAPLossSettings
 
+REINFORCE = {"gradient": "reinforce"}
+
 
 @pytest.mark.parametrize(
     ("field", "error", "says"),
@@ -13,7 +15,7 @@ from maploss.layers import MAPLossSettings
         ({"nms_thresh": -0.1}, ValueError, r"nms_thresh.*\[0, 1\].*-0.1"),
         ({"ap_type": "ap50"}, ValueError, "ap_type.*'ap50'"),
         ({"eps": 0.0}, ValueError, "eps.*above 0.*got 0"),
-        ({"gradient": "step"}, ValueError, "gradient.*error_driven, mee, sde.*'step'"),
+        ({"gradient": "step"}, ValueError, "gradient.*error_driven, mee, sde, reinforce.*'step'"),
         ({"transitivity": "full"}, ValueError, "transitivity.*'full'"),
         ({"pairing": "yes", "gradient": "mee"}, ValueError, "pairing.*none, paired.*'yes'"),
         ({"grad_clip": -1.0}, ValueError, "grad_clip.*above 0.*-1"),
@@ -33,6 +35,12 @@ from maploss.layers import MAPLossSettings
         ({"iou_threshs": np.array([0.5, 0.75])}, TypeError, "iou_threshs.*a list of numbers"),
         ({"iou_threshs": 0.5}, TypeError, "iou_threshs.*list of numbers or 'coco'.*0.5"),
         ({"iou_threshs": ["0.5"]}, TypeError, "iou_threshs.*a number.*'0.5'"),
+        ({"num_samples": 1, **REINFORCE}, ValueError, "num_samples.*2 or more.*got 1"),
+        ({"num_samples": 2.0, **REINFORCE}, TypeError, "num_samples.*whole number.*2.0"),
+        ({"num_samples": True, **REINFORCE}, TypeError, "num_samples.*whole number.*True"),
+        ({"noise": 0.0, **REINFORCE}, ValueError, "noise.*above 0.*got 0"),
+        ({"noise": float("inf"), **REINFORCE}, ValueError, "noise.*above 0.*inf"),
+        ({"noise": "much", **REINFORCE}, TypeError, "noise.*a number.*'much'"),
         ({"clip": 0.5}, TypeError, "unexpected.*'clip'"),
     ],
     ids=itertools.count(),  # mutmut cannot name a test with brackets
@@ -48,6 +56,11 @@ def test_a_field_out_of_its_range_is_named_with_what_it_may_be(field, error, say
         ({"min_delta": 0.1}, "min_delta.*0.5, its default, with gradient 'error_driven', got 0.1"),
         ({"pairing": "none"}, "pairing.*'paired', its default, with gradient 'error_driven'"),
         ({"margin": 0.5, "gradient": "sde"}, "margin.*1.0, its default, with gradient 'sde'"),
+        ({"noise": 0.1}, "noise.*0.5, its default, with gradient 'error_driven', got 0.1"),
+        ({"num_samples": 3, "gradient": "mee"}, "num_samples.*2, its default, with gradient 'mee'"),
+        ({"margin": 0.5, **REINFORCE}, "margin.*1.0, its default, with gradient 'reinforce'"),
+        ({"min_delta": 0.1, **REINFORCE}, "min_delta.*0.5, its default, with gradient 'reinforce'"),
+        ({"transitivity": "none", **REINFORCE}, "transitivity.*'label_aware', its default, with"),
         ({"eps": 0.5, "log_space": False}, "eps.*1.0, its default, with log_space False"),
     ],
     ids=itertools.count(),  # mutmut cannot name a test with brackets

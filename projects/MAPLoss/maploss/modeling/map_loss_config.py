@@ -34,7 +34,8 @@ def map_loss_from_config(cfg: CfgNode) -> MAPLoss:
 
 def settings_from_config(cfg: CfgNode) -> MAPLossSettings:
     """
-    Of the groups ERROR_DRIVEN, NEAREST_STEPS and LOG_SPACE, those that are chosen take part.
+    Of the groups ERROR_DRIVEN, NEAREST_STEPS, REINFORCE and LOG_SPACE, those that are chosen take
+    part.
 
     Raises:
         ValueError, TypeError: as :func:`map_loss_from_config`.
@@ -42,18 +43,21 @@ def settings_from_config(cfg: CfgNode) -> MAPLossSettings:
     keys = cfg.MODEL.MAP_LOSS
     error_driven = {"margin": keys.ERROR_DRIVEN.MARGIN}
     steps = {"min_delta": keys.NEAREST_STEPS.MIN_DELTA, "pairing": keys.NEAREST_STEPS.PAIRING}
+    reinforce = {"num_samples": keys.REINFORCE.NUM_SAMPLES, "noise": keys.REINFORCE.NOISE}
     log_space = {"eps": keys.LOG_SPACE.EPS}
     nms = {"nms_thresh": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST}
     with _naming("MODEL.MAP_LOSS.ERROR_DRIVEN"):
         MAPLossSettings(**error_driven)
     with _naming("MODEL.MAP_LOSS.NEAREST_STEPS"):
         MAPLossSettings(gradient="mee", **steps)
+    with _naming("MODEL.MAP_LOSS.REINFORCE"):
+        MAPLossSettings(gradient="reinforce", **reinforce)
     with _naming("MODEL.MAP_LOSS.LOG_SPACE"):
         MAPLossSettings(**log_space)
     with _naming("MODEL.ROI_HEADS.NMS_THRESH_TEST"):
         MAPLossSettings(**nms)
     chosen = {"iou_threshs": keys.IOU_THRESHS} if keys.IOU_THRESHS is not None else {}
-    chosen |= error_driven if keys.GRADIENT == "error_driven" else steps
+    chosen |= {"error_driven": error_driven, "reinforce": reinforce}.get(keys.GRADIENT, steps)
     chosen |= log_space if keys.LOG_SPACE.ENABLED else {}
     ap_type = ap_type_from_config(cfg)
     with _naming("MODEL.MAP_LOSS"):

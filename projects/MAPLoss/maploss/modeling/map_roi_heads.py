@@ -36,7 +36,8 @@ class MAPROIHeads(WindowROIHeads):
             kwargs: see :class:`WindowROIHeads`; `proposal_append_gt` must be False.
 
         Raises:
-            ValueError: proposal_append_gt is True, another word for the windows, or no hard ones.
+            ValueError: proposal_append_gt is True, another word for the windows, no hard ones, or
+                hard ones of a loss whose gradient does not tell which these are.
         """
         super().__init__(**kwargs)
         check_choice("MODEL.MAP_LOSS.WINDOWS", windows, MAP_WINDOWS)
@@ -47,6 +48,12 @@ class MAPROIHeads(WindowROIHeads):
             )
         if windows == "hard":
             check_num_hard(self.batch_size_per_image)
+            if self.box_predictor.map_loss.settings.gradient == "reinforce":
+                raise ValueError(
+                    "MODEL.MAP_LOSS.WINDOWS: expected all or sampled with GRADIENT 'reinforce' "
+                    "(the largest elements of its gradient are those of the largest noise), got "
+                    "'hard'"
+                )
         self.is_hard = windows == "hard"
         self.samples = windows == "sampled" and self.batch_size_per_image > 0
         if windows != "sampled":

@@ -65,7 +65,7 @@ class DetectionPool:
         self._iou_threshs = settings.iou_threshs
         # What is remembered, all processes remember. Steps follow from what NMS suppressed, which
         # each process knows of its own windows only.
-        self._ranks_candidates = not settings.is_error_driven
+        self._ranks_candidates = settings.is_made_of_steps
         self.shares_classes = group is not None and memory is None and settings.ranks_by_class
         self._num_objects = [num_objects]
         if group is not None:

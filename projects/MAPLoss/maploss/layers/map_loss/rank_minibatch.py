@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from ..match_detections import DIFFICULT, UNMATCHED, match_windows
-from ..nms import Overlaps, keep_by_batched_nms, keep_by_rounds
+from ..nms import Overlaps
 from ..steps.pseudo_gradient import ESTIMATORS
 from .box_gradient import overlap_gradient_of_errors, overlap_step_gradient
 from .detection_memory import DetectionMemory
@@ -21,6 +21,7 @@ from .distributed import Group
 from .error_driven_gradient import find_errors, gradient_of_errors
 from .part_timer import PartTimer
 from .rankings import Ranking, average_precisions
+from .reinforce_gradient import reinforce_gradient
 from .settings import MAPLossSettings
 from .step_gradient import step_gradient
 from .windows import Cells, Objects, Windows
@@ -180,11 +181,15 @@ def _derivatives(
     if columns:
         by_place = torch.stack(columns, dim=1)
         columns = list(pool.own_gradient(ranking.by_input(by_place)).unbind(1))
-    if not settings.is_error_driven and candidates.overlaps is not None:
-        cells, overlaps, shared = candidates.cells, candidates.overlaps, candidates.shared
-        columns.insert(0, step_gradient(ranking, pool, cells, overlaps, shared, settings))
     if settings.box_gradient in ESTIMATORS:
         columns.append(_overlap_steps(ranking, pool, candidates, settings))
+    cells, overlaps, shared = candidates.cells, candidates.overlaps, candidates.shared
+    if settings.is_made_of_steps and overlaps is not None:
+        columns.insert(0, step_gradient(ranking, pool, cells, overlaps, shared, settings))
+    if settings.gradient == "reinforce":
+        # Last: its samples go through the pool.
+        detections = candidates.detections
+        columns.insert(0, reinforce_gradient(detections, cells, overlaps, pool, settings))
     return torch.stack(columns, dim=1)
 
 
@@ -246,14 +251,8 @@ def _match(
 
 def _suppress(candidates: _Candidates, settings: MAPLossSettings) -> _Candidates:
     """What NMS keeps in each class, and who is shared."""
-    cells = candidates.cells
-    overlaps = _find_overlaps(cells, settings)
-    if overlaps is None:
-        scores, boxes = cells.scores.flatten(), cells.boxes_of_cells
-        is_kept = keep_by_batched_nms(boxes, scores, cells.groups, settings.nms_thresh)
-    else:
-        is_kept = keep_by_rounds(overlaps, cells.scores_of_boxes)
-    is_kept = is_kept.view(cells.scores.shape).t().flatten()
+    overlaps = _find_overlaps(candidates.cells, settings)
+    is_kept = candidates.cells.suppress(overlaps, settings.nms_thresh)
     detections = candidates.detections._replace(is_kept=is_kept)
     is_shared = is_kept
     if settings.includes_suppressed:
@@ -268,6 +267,6 @@ def _find_overlaps(cells: Cells, settings: MAPLossSettings) -> Overlaps | None:
 
     On a CPU it is several times slower. Nearest steps take the pairs on any device.
     """
-    if settings.is_error_driven and cells.scores.device.type != "cpu":
+    if not settings.is_made_of_steps and cells.scores.device.type != "cpu":
         return None
     return cells.find_overlaps(settings.nms_thresh)

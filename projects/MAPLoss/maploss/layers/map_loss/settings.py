@@ -13,8 +13,17 @@ from ..steps.nms_ap_steps import TRANSITIVITIES
 from ..steps.pseudo_gradient import ESTIMATORS, PAIRINGS
 from .error_driven_gradient import ERROR_DRIVEN_TRANSITIVITIES, check_margin
 
-GRADIENTS = ("error_driven", *ESTIMATORS)
-BOX_GRADIENTS = ("none", *GRADIENTS)
+GRADIENTS = ("error_driven", *ESTIMATORS, "reinforce")
+BOX_GRADIENTS = ("none", "error_driven", *ESTIMATORS)
+# Fields that belong to some gradients: with the others they have no effect.
+_GRADIENTS_OF_FIELD = {
+    "transitivity": ("error_driven", *ESTIMATORS),
+    "margin": ("error_driven",),
+    "min_delta": ESTIMATORS,
+    "pairing": ESTIMATORS,
+    "num_samples": ("reinforce",),
+    "noise": ("reinforce",),
+}
 # .5, .55, .., .95, each the float nearest to its decimal.
 COCO_IOU_THRESHS = tuple(round(0.05 * i, 2) for i in range(10, 20))
 
@@ -31,9 +40,12 @@ class MAPLossSettings:
         ap_type: how AP weighs recall: "area", "voc07" or "coco101".
         nms_thresh: IoU in [0, 1] over which windows suppress each other.
         gradient: "error_driven", see :func:`error_driven_gradient`; or "mee" or "sde", from the
-            nearest steps (Henderson & Ferrari 2016, section 4.3), see :func:`pseudo_gradient`.
+            nearest steps (Henderson & Ferrari 2016, section 4.3), see :func:`pseudo_gradient`; or
+            "reinforce", from sampled detections (Pinto et al. 2023), see
+            :func:`~maploss.layers.map_loss.reinforce_gradient.reinforce_gradient`.
         transitivity: what the windows get that NMS suppresses: "none", "paper", "label_aware" or
-            "exact", see :func:`nms_ap_steps`; with "error_driven" "none" or "label_aware".
+            "exact", see :func:`nms_ap_steps`; with "error_driven" "none" or "label_aware"; not of
+            "reinforce", whose samples go through NMS.
         box_gradient: by the overlap of boxes with their objects: "none"; "error_driven", see
             :func:`overlap_gradient_of_errors`; or "mee" or "sde", from the nearest overlaps at
             which AP changes, see :func:`overlap_step_gradient`.
@@ -45,6 +57,9 @@ class MAPLossSettings:
         margin: of "error_driven", in units of score, 1e-6 to 1e6.
         min_delta: of "mee" and "sde", least distance to a step in units of score, above 0.
         pairing: of "mee" and "sde", "none" or "paired".
+        num_samples: of "reinforce", 2 or more: each has the mean reward of the others as baseline.
+        noise: of "reinforce", the standard deviation of scores in a sample, in units of score,
+            above 0.
 
     Raises:
         ValueError, TypeError: a field out of its range, or one that belongs to another gradient
@@ -72,6 +87,8 @@ class MAPLossSettings:
     margin: float = 1.0
     min_delta: float = 0.5
     pairing: str = "paired"
+    num_samples: int = 2
+    noise: float = 0.5
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "iou_threshs", check_iou_threshs(self.iou_threshs))
@@ -88,7 +105,11 @@ class MAPLossSettings:
         if not 0 <= _number("nms_thresh", self.nms_thresh) <= 1:
             raise ValueError(f"nms_thresh: expected a number in [0, 1], got {self.nms_thresh}")
         check_margin(_number("margin", self.margin))
-        for name in ("min_delta", "eps", "grad_clip"):
+        if isinstance(self.num_samples, bool) or not isinstance(self.num_samples, int):
+            raise TypeError(f"num_samples: expected a whole number, got {self.num_samples!r}")
+        if self.num_samples < 2:
+            raise ValueError(f"num_samples: expected 2 or more, got {self.num_samples}")
+        for name in ("min_delta", "eps", "noise", "grad_clip"):
             value = getattr(self, name)
             if name == "grad_clip" and value is None:
                 continue
@@ -98,10 +119,15 @@ class MAPLossSettings:
 
     def _check_choice_of_gradient(self) -> None:
         """No field that has no effect is set: it would be ignored without a word."""
-        idle = ["min_delta", "pairing"] if self.is_error_driven else []
-        if not self.needs_margin:
-            idle = ["margin"]
-        cases = {name: f"gradient {self.gradient!r}" for name in idle}
+        cases = {
+            name: f"gradient {self.gradient!r}"
+            for name, gradients in _GRADIENTS_OF_FIELD.items()
+            if self.gradient not in gradients
+        }
+        if self.box_gradient == "error_driven":
+            cases.pop("margin", None)
+        if self.gradient == "reinforce":
+            cases["pooled"] = "gradient 'reinforce'"
         if not self.log_space:
             cases["eps"] = "log_space False"
         for field in dataclasses.fields(self):
@@ -118,17 +144,18 @@ class MAPLossSettings:
         return self.gradient == "error_driven"
 
     @property
-    def needs_margin(self) -> bool:
-        """Some gradient is made of pairs."""
-        return "error_driven" in (self.gradient, self.box_gradient)
-
-    @property
     def ranks_by_class(self) -> bool:
         """
         A process needs no more than the classes that it ranks: no steps, which follow from boxes
         that only their own process knows, and no list of all classes.
         """
-        return self.is_error_driven and self.box_gradient not in ESTIMATORS and not self.pooled
+        steps = self.is_made_of_steps or self.box_gradient in ESTIMATORS
+        return not steps and not self.pooled
+
+    @property
+    def is_made_of_steps(self) -> bool:
+        """The gradient is made of the nearest steps, which need all windows, not the kept ones."""
+        return self.gradient in ESTIMATORS
 
     @property
     def includes_suppressed(self) -> bool:

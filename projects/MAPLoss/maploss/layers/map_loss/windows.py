@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..nms import Overlaps, overlaps_of_groups
+from ..nms import Overlaps, keep_by_batched_nms, keep_by_rounds, overlaps_of_groups
 
 
 class Windows(NamedTuple):
@@ -104,3 +104,18 @@ class Cells(NamedTuple):
             return overlaps_of_groups(self.boxes, self.images, self.num_images, nms_thresh)
         num_groups = self.num_images * self.scores.shape[1]
         return overlaps_of_groups(self.boxes, self.groups, num_groups, nms_thresh)
+
+    def suppress(self, overlaps: Overlaps | None, nms_thresh: float) -> torch.Tensor:
+        """
+        (P R,) bool, which windows NMS keeps in each class, class by class.
+
+        Args:
+            overlaps: of :meth:`find_overlaps`; None for `batched_nms`, which works without them.
+            nms_thresh: IoU.
+        """
+        if overlaps is None:
+            scores = self.scores.flatten()
+            is_kept = keep_by_batched_nms(self.boxes_of_cells, scores, self.groups, nms_thresh)
+        else:
+            is_kept = keep_by_rounds(overlaps, self.scores_of_boxes)
+        return is_kept.view(self.scores.shape).t().flatten()

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+REINFORCE on mAP after NMS (Pinto et al., "Tuning computer vision models with task rewards", ICML
+2023, section 3): the score-function gradient of the very number that the other gradients are of.
+
+Shape letters: R windows, P classes, S samples, T overlaps.
+"""
+
+import torch
+import torch.distributed as dist
+
+from ..nms import Overlaps
+from .detection_pool import DetectionPool
+from .detections import Detections
+from .distributed import Group
+from .rankings import Ranking, average_precisions
+from .settings import MAPLossSettings
+from .windows import Cells
+
+
+def reinforce_gradient(
+    candidates: Detections,
+    cells: Cells,
+    overlaps: Overlaps | None,
+    pool: DetectionPool,
+    settings: MAPLossSettings,
+) -> torch.Tensor:
+    """
+    (P R,) float64, what raises the expected AP of noisy scores in each window as each class, class
+    by class.
+
+    Detections are sampled by Gaussian noise on all scores, s_k = s + noise z_k, z_k ~ N(0, 1). The
+    reward R_k of sample k is AP after NMS, the mean over overlaps; the baseline b_k is the mean of
+    the other samples' rewards, which do not depend on z_k:
+
+        g = 1/S sum_k (R_k - b_k) (s_k - s) / noise^2,    the mean of g being dE[AP(s + noise z)]/ds
+
+    Each class has its own AP for the reward of its scores, not mAP: the scores of other classes do
+    not change it, so that the mean is the same and the variance smaller.
+
+    Of other processes and of a memory come detections too: processes draw noise each for their own
+    windows, what is remembered stays as it is.
+
+    Args:
+        candidates: each window as each class, matched.
+        cells: the windows.
+        overlaps: of their boxes, which noise leaves alone; None as in
+            :meth:`~maploss.layers.map_loss.windows.Cells.suppress`.
+        pool: who else takes part. Samples are not remembered.
+        settings: of the loss.
+    """
+    noises, rewards = [], []
+    generator = _generator(cells.scores.device, pool.group)
+    for _ in range(settings.num_samples):
+        noises.append(_draw(cells.scores, generator))
+        noisy = cells._replace(scores=cells.scores + settings.noise * noises[-1])
+        is_kept = noisy.suppress(overlaps, settings.nms_thresh)
+        sample = candidates._replace(scores=noisy.scores.t().flatten(), is_kept=is_kept)
+        with torch.no_grad():  # or the pool would remember it
+            pooled = pool.gather(sample, is_kept.nonzero().squeeze(1))
+        ranking = Ranking.of(pooled, pool.num_gt, pool.num_objects, len(settings.iou_threshs))
+        rewards.append(pool.sum_ap(average_precisions(ranking, settings.ap_type)).mean(0))
+    # Classes that have objects in no minibatch yet have no AP.
+    reward = torch.stack(rewards).nan_to_num(nan=0.0)
+    advantage = (reward - reward.mean(0)) * settings.num_samples / (settings.num_samples - 1)
+    gradient = torch.zeros_like(cells.scores, dtype=torch.float64)
+    for noise, own in zip(noises, advantage, strict=True):
+        gradient += own * noise
+    return (gradient / (settings.num_samples * settings.noise)).t().flatten()
+
+
+def _generator(device: torch.device, group: Group | None) -> torch.Generator:
+    """Seeded by torch's own generator, otherwise in each process even if those are seeded alike."""
+    seed = int(torch.randint(1 << 62, (), device="cpu"))
+    rank = dist.get_rank(group) if group is not None else 0
+    return torch.Generator(device).manual_seed(seed + rank)
+
+
+def _draw(scores: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """(R, P) of N(0, 1)."""
+    return torch.randn(scores.shape, generator=generator, dtype=scores.dtype, device=scores.device)
