@@ -206,6 +206,14 @@ def _add_backbones(cfg: CfgNode) -> None:
     # Any of "conv1" (stride 2), "fire2" to "fire4" (4), "fire5" to "fire8" (8), "fire9" (16).
     cfg.MODEL.SQUEEZENET.OUT_FEATURES = ["fire9"]
 
+    # Networks of timm (pip install -e '.[timm]'), MODEL.BACKBONE.NAME "build_timm_backbone", or
+    # below an FPN "build_timm_fpn_backbone". FREEZE_AT: 0 freezes nothing but BatchNorm, n all up
+    # to the n-th output, 5 all of EfficientNet.
+    cfg.MODEL.TIMM = CfgNode()
+    cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
+    # "stride2", "stride4", ..: outputs by their strides, those that the network has.
+    cfg.MODEL.TIMM.OUT_FEATURES = ["stride16"]
+
     # The networks of Fast R-CNN: "alexnet", "caffenet" (S), "vgg_cnn_m_1024" (M), "vgg16" (L).
     # MODEL.BACKBONE.FREEZE_AT: 0 freezes nothing, n all of conv1 to conv<n>.
     cfg.MODEL.PLAIN_CONVNET = CfgNode()

@@ -13,6 +13,7 @@ from ..config import add_maploss_config
 from ..data.declared import check_registered, register_declared_datasets
 from ..data.images import check_images_exist
 from ..data.proposal_files import proposal_files_for
+from ..modeling.timm_backbone import import_timm
 from .feature_cache import check_cache_config
 
 logger = logging.getLogger(__name__)
@@ -61,11 +62,13 @@ def prepare_config(cfg: CfgNode, *, eval_only: bool) -> None:
             MODEL.ROI_HEADS.NUM_CLASSES (or RETINANET's) not that of the data sets, or these have
             other classes; no object to train on; layers are frozen in training, but there are no
             weights for them; a wrong entry of DATASETS.DECLARED; a key that does not go with
-            DATALOADER.FEATURE_CACHE.
+            DATALOADER.FEATURE_CACHE; a backbone of timm that is not there.
         OSError: a file of a data set, or an image, that does not exist.
     """
     register_declared_datasets(cfg.DATASETS.DECLARED)
     check_cache_config(cfg, eval_only=eval_only)
+    if cfg.MODEL.BACKBONE.NAME.startswith("build_timm_"):
+        import_timm(cfg.MODEL.TIMM.NAME)
     if not eval_only:
         _check_training(cfg)
     elif not cfg.DATASETS.TEST:

@@ -14,6 +14,7 @@ from .ranking_roi_heads import RankingOutputLayers, RankingROIHeads
 from .roi_heads import SoftmaxROIHeads
 from .small_convnet import SmallConvNet
 from .squeezenet import SqueezeNet
+from .timm_backbone import TimmBackbone
 
 __all__ = [
     "MAPRCNN",
@@ -33,4 +34,5 @@ __all__ = [
     "SoftmaxOutputLayers",
     "SoftmaxROIHeads",
     "SqueezeNet",
+    "TimmBackbone",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.modeling.backbone.fpn import FPN
 from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 
@@ -15,6 +16,7 @@ from .hard_example_mining import WindowError
 from .image_pyramid import score_on_pyramid
 from .output_layers import WindowOutputs
 from .plain_convnet import PlainConvNet
+from .timm_backbone import TimmBackbone
 
 _PARTS = ("backbone.", "proposal_generator.", "roi_heads.")
 
@@ -26,7 +28,8 @@ class MAPRCNN(GeneralizedRCNN):
 
     It checks its input, and it loads the plain weights of a classifier too: in a state dict in
     which no key begins with the name of a part, all keys are taken to be the backbone's, or fc6's
-    and fc7's, so that MODEL.WEIGHTS can be a file of torchvision's or one converted from Caffe.
+    and fc7's, so that MODEL.WEIGHTS can be a file of torchvision's or timm's, or one converted from
+    Caffe. Below an FPN they are the bottom-up network's.
     """
 
     @configurable
@@ -160,15 +163,18 @@ class MAPRCNN(GeneralizedRCNN):
         keys = [key[len(prefix) :] for key in state_dict if key.startswith(prefix)]
         if not keys or any(key.startswith(_PARTS) for key in keys):
             return
+        network, part = self.backbone, "backbone."
+        if isinstance(network, FPN):
+            network, part = network.bottom_up, "backbone.bottom_up."
         names = dict(zip(keys, keys, strict=True))
-        if isinstance(self.backbone, PlainConvNet):
-            names = self.backbone.pretrained_names(keys)
+        if isinstance(network, PlainConvNet | TimmBackbone):
+            names = network.pretrained_names(keys)
         own = self.state_dict()
         taken, misfits = {}, []
         for key, name in names.items():
             # What the model does not have, such as the classes of ImageNet, is not wanted.
             value = state_dict.pop(prefix + key)
-            for new_key in ("backbone." + name, "roi_heads.box_head." + name):
+            for new_key in (part + name, "roi_heads.box_head." + name):
                 if new_key not in own:
                     continue
                 taken[prefix + new_key] = value
@@ -178,7 +184,7 @@ class MAPRCNN(GeneralizedRCNN):
         if not any(key.startswith(prefix + "backbone.") for key in taken):
             raise ValueError(
                 f"weights: expected keys of the model or of its backbone such as "
-                f"{next(iter(self.backbone.state_dict()))!r}, got {keys[0]!r} and "
+                f"{next(iter(network.state_dict()))!r}, got {keys[0]!r} and "
                 f"{len(keys) - 1} others that fit neither"
             )
         if misfits:
