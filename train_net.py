@@ -9,6 +9,7 @@ Trains or evaluates a detector:
 with --resume or where MODEL.WEIGHTS is empty, that checkpoint.
 """
 
+import contextlib
 import os
 import sys
 
@@ -27,6 +28,7 @@ from maploss.engine import (
     load_config,
     load_for_evaluation,
     prepare_config,
+    preserve_config,
     use_feature_cache,
 )
 from maploss.evaluation import APEvaluator
@@ -49,41 +51,56 @@ class Trainer(CheckedTrainer):
         return APEvaluator(dataset_name, os.path.join(cfg.OUTPUT_DIR, "inference"))
 
 
+@contextlib.contextmanager
+def one_line_errors():
+    """
+    Ends the process with one line: what is wrong before training begins lies in the user's words or
+    files, and a traceback would hide it.
+    """
+    try:
+        yield
+    except ImageError as error:
+        sys.exit(f"error: {error.reason()}")
+    except (OSError, TypeError, ValueError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    except KeyError as error:
+        if "registry" not in str(error):  # else a wrong name of a part of the model
+            raise
+        sys.exit(f"error: {error.args[0]}")
+
+
 def setup(args):
     """The frozen config of a run, with output folder, loggers and random seed set up."""
-    try:
-        cfg = load_config(args.config_file, args.opts)
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="maploss")
-        prepare_config(cfg, eval_only=args.eval_only)
-        cfg.freeze()
+    cfg = load_config(args.config_file, args.opts)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="maploss")
+    prepare_config(cfg, eval_only=args.eval_only)
+    cfg.freeze()
+    with preserve_config(cfg.OUTPUT_DIR) if args.eval_only else contextlib.nullcontext():
         default_setup(cfg, args)
-    except (OSError, ValueError) as error:
-        # What is wrong lies in the user's files or words: one line names it, a traceback hides it.
-        sys.exit(f"error: {error}")
     return cfg
-
-
-def read_cached_features(cfg, model, eval_only):
-    """Of DATALOADER.FEATURE_CACHE, where it is on; one line says why that cannot be."""
-    try:
-        use_feature_cache(cfg, model, eval_only=eval_only)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
 
 
 def main(args):
     """One run; returns the results of the evaluation."""
-    cfg = setup(args)
-    if not args.eval_only:
+    if args.eval_only:
+        return evaluate(args)
+    with one_line_errors():
+        cfg = setup(args)
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
-        read_cached_features(cfg, trainer.model, eval_only=False)
-        trainer.train()
-        return getattr(trainer, "_last_eval_results", None)
-    model = Trainer.build_model(cfg)
-    options = {"resume": args.resume, "allow_pickle": cfg.ALLOW_PICKLE}
-    load_for_evaluation(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, **options)
-    read_cached_features(cfg, model, eval_only=True)
+        use_feature_cache(cfg, trainer.model, eval_only=False)
+    trainer.train()
+    return getattr(trainer, "_last_eval_results", None)
+
+
+def evaluate(args):
+    """Results of the weights that --eval-only means."""
+    with one_line_errors():
+        cfg = setup(args)
+        model = Trainer.build_model(cfg)
+        options = {"resume": args.resume, "allow_pickle": cfg.ALLOW_PICKLE}
+        load_for_evaluation(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, **options)
+        use_feature_cache(cfg, model, eval_only=True)
     try:
         results = Trainer.test(cfg, model)
     except ImageError as error:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole runs of train_net.py on a tiny data set, on the CPU, in this process."""
 
+import contextlib
 import json
 import os
 import re
@@ -25,6 +26,14 @@ def run(tiny_data):
         return train_net.main(default_argument_parser().parse_args(args))
 
     return _run
+
+
+@contextlib.contextmanager
+def one_line(says):
+    """The process ends with status 1 and one line."""
+    with pytest.raises(SystemExit, match=f"^error: {says}") as stop:
+        yield
+    assert "\n" not in stop.value.code
 
 
 def read_metrics(tmp_path):
@@ -113,7 +122,7 @@ def test_passes_of_few_images_make_the_update_of_many_and_go_on_when_resumed(run
     saved = torch.load(final, map_location="cpu")
     assert saved["iteration"] == 3
     assert saved["trainer"]["_trainer"]["optimizer"]["state"]
-    with pytest.raises(ValueError, match="num_passes: expected at least 1, got 0"):
+    with one_line("num_passes: expected at least 1, got 0"):
         run("softmax", opts=["SOLVER.ACCUMULATE_STEPS", "0"])
 
 
@@ -226,21 +235,105 @@ def test_proposals_of_another_data_set_stop_a_run_with_one_line(run, tmp_path):
 
 
 def test_evaluating_without_weights_is_an_error(run, tmp_path):
-    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+    with one_line(f"--eval-only: expected MODEL.WEIGHTS .*{tmp_path}"):
         run("map", "--eval-only")
 
 
-@pytest.mark.parametrize("key", ["GRADIENT", "AP_TYPE", "TRANSITIVITY", "NEAREST_STEPS.PAIRING"])
-def test_an_unknown_setting_stops_a_run_before_the_first_iteration(run, monkeypatch, key):
+LOSS = "MODEL.MAP_LOSS"
+WRONG = [
+    (f"{LOSS}.GRADIENT", "nonsense", f"{LOSS}: gradient: expected .* got 'nonsense'"),
+    (f"{LOSS}.AP_TYPE", "nonsense", f"{LOSS}.AP_TYPE: expected .* got 'nonsense'"),
+    (f"{LOSS}.TRANSITIVITY", "nonsense", f"{LOSS}: transitivity .* got 'nonsense'"),
+    (f"{LOSS}.NEAREST_STEPS.PAIRING", "nonsense", f"{LOSS}.NEAREST_STEPS: .* got 'nonsense'"),
+    (f"{LOSS}.IOU_THRESHS", "nonsense", f"{LOSS}: iou_threshs: .* got 'nonsense'"),  # a TypeError
+    (f"{LOSS}.MEMORY", "-1", f"{LOSS}.MEMORY: expected 0 or more minibatches, got -1"),
+    ("MODEL.ROI_HEADS.NAME", "nonsense", "No object named 'nonsense' found"),  # a KeyError
+    ("MODEL.WEIGHTS", "/no/such.pth", "Checkpoint not found: /no/such.pth"),
+    ("MODEL.NO_SUCH_KEY", "nonsense", "Config: .*MODEL.NO_SUCH_KEY nonsense"),
+]
+
+
+@pytest.mark.parametrize(
+    ("args", "key", "value", "says"),
+    [
+        *((args, *wrong) for args in ((), ("--eval-only",)) for wrong in WRONG),
+        ((), "SOLVER.OPTIMIZER", "nonsense", "SOLVER.OPTIMIZER: expected .* got 'nonsense'"),
+    ],
+)
+def test_a_wrong_setting_stops_a_run_before_the_first_iteration_with_one_line(
+    run, monkeypatch, args, key, value, says
+):
     monkeypatch.setattr(train_net.Trainer, "run_step", lambda self: pytest.fail("it started"))
-    with pytest.raises(ValueError, match="nonsense"):
-        run("map", opts=[f"MODEL.MAP_LOSS.{key}", "nonsense"])
+    with one_line(says):
+        run("map", *args, opts=[key, value])
+
+
+def test_what_fails_in_an_iteration_itself_keeps_its_traceback(run, monkeypatch):
+    def fail(trainer):
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(DefaultTrainer, "run_step", fail)
+    with pytest.raises(TypeError, match="a bug"):
+        run("map", opts=["SOLVER.MAX_ITER", "1"])
+
+
+def test_a_key_error_that_no_name_of_the_config_made_keeps_its_traceback(run, monkeypatch):
+    monkeypatch.setattr(train_net.Trainer, "build_model", lambda cfg: {}["a bug"])
+    with pytest.raises(KeyError, match="a bug"):
+        run("map", "--eval-only")
+
+
+def test_evaluating_leaves_the_config_of_the_training_and_without_one_writes_its_own(run, tmp_path):
+    config = tmp_path / "output/config.yaml"
+    run("map", opts=["SOLVER.MAX_ITER", "1"])
+    trained = config.read_bytes()
+    other = ["MODEL.ROI_HEADS.NMS_THRESH_TEST", "0.45"]
+    run("map", "--eval-only", opts=other)
+    assert config.read_bytes() == trained
+    log = re.sub("\x1b\\[[^m]*m", "", (tmp_path / "output/log.txt").read_text())
+    assert "NMS_THRESH_TEST: 0.45" in log
+    weights = ["MODEL.WEIGHTS", str(tmp_path / "output/model_final.pth")]
+    elsewhere = ["OUTPUT_DIR", str(tmp_path / "elsewhere")]
+    for threshold in ("0.45", "0.4"):
+        other[1] = threshold
+        run("map", "--eval-only", opts=[*other, *weights, *elsewhere])
+        written = (tmp_path / "elsewhere/config.yaml").read_text()
+        assert f"NMS_THRESH_TEST: {threshold}" in written
+    run("map", "--resume", opts=[*other, "SOLVER.MAX_ITER", "2"])
+    assert "NMS_THRESH_TEST: 0.4" in config.read_text()
+
+
+def warnings_of(tmp_path):
+    """The warnings of the log since the call before."""
+    log = tmp_path / "output/log.txt"
+    lines = [x for x in log.read_text().splitlines() if "WARNING" in x and "MAP_LOSS" in x]
+    log.write_text("")
+    return lines
+
+
+@pytest.mark.parametrize("memory", ["0", "2"])
+def test_resuming_with_other_overlaps_or_memory_warns_and_with_the_same_does_not(
+    run, tmp_path, memory
+):
+    overlaps = "MODEL.MAP_LOSS.IOU_THRESHS"
+    opts = [overlaps, "[0.5, 0.75]", "MODEL.MAP_LOSS.MEMORY", memory]
+    run("map", opts=[*opts, "SOLVER.MAX_ITER", "2"])
+    run("map", "--resume", opts=[*opts, "SOLVER.MAX_ITER", "3"])
+    assert warnings_of(tmp_path) == []
+    run("map", "--resume", opts=[overlaps, "[0.5]", *opts[2:], "SOLVER.MAX_ITER", "4"])
+    (line,) = warnings_of(tmp_path)
+    assert f"{overlaps} is [0.5]: the checkpoint was trained with [0.5, 0.75]" in line
+    left_out = "the detections that it remembers are left out"
+    assert (left_out in line) == (memory == "2")
+    run("map", "--resume", opts=[overlaps, "[0.5]", "SOLVER.MAX_ITER", "5", opts[2], "1"])
+    (line,) = warnings_of(tmp_path)
+    assert f"MODEL.MAP_LOSS.MEMORY is 1: the checkpoint was trained with {memory}" in line
 
 
 def test_resuming_from_a_checkpoint_that_is_gone_names_it(run, tmp_path):
     (tmp_path / "output").mkdir()
     (tmp_path / "output/last_checkpoint").write_text("gone.pth")
-    with pytest.raises(FileNotFoundError, match=r"gone\.pth; delete .*last_checkpoint"):
+    with one_line(r"Checkpoint not found: .*gone\.pth; delete .*last_checkpoint"):
         run("map", "--resume")
 
 
@@ -252,7 +345,7 @@ def test_resuming_goes_on_before_a_damaged_checkpoint_and_evaluating_names_it(ru
     for name in ("model_final.pth", "model_0000003.pth"):
         path = output / name
         path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"Cannot load checkpoint .*model_final\.pth"):
+    with one_line(r"Cannot load checkpoint .*model_final\.pth"):
         run("softmax", "--eval-only")
     run("softmax", "--resume", opts=opts)
     assert "going on from the one before it" in (output / "log.txt").read_text()

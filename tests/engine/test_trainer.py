@@ -153,5 +153,6 @@ def test_an_unreadable_image_can_be_skipped_and_is_counted(folder, monkeypatch):
     assert_equal(*finals)
     assert trained[0] == trained[1] == sorted(trained[0])
     assert trained[0][-1] == 16 // NUM_IMAGES  # two passes over all images
-    with pytest.raises(ValueError, match='UNREADABLE_IMAGES: expected "stop" or "skip", got'):
+    says = 'DATALOADER.UNREADABLE_IMAGES: expected "stop" or "skip", got'
+    with pytest.raises(SystemExit, match=f"^error: {says}"):
         train(arguments(folder, "output", DATALOADER__UNREADABLE_IMAGES="ignore"))

@@ -318,6 +318,12 @@ def test_overlaps_are_a_list_or_the_word_coco(tmp_path, way, in_file, in_line, e
         ("MAP_LOSS.IOU_THRESHS", "[0.5, 0.5]", r"MODEL.MAP_LOSS: iou_threshs: expected rising"),
         ("MAP_LOSS.IOU_THRESHS", "voc", r"MODEL.MAP_LOSS: iou_threshs: .* 'coco', got 'voc'"),
         ("MAP_LOSS.IOU_THRESHS", "0.5", r"MODEL.MAP_LOSS: iou_threshs: expected a list"),
+        (
+            "MAP_LOSS.AP_TYPE",
+            "ap50",
+            r"MODEL.MAP_LOSS.AP_TYPE: expected one of auto, area, voc07, coco101, got 'ap50'$",
+        ),
+        ("MAP_LOSS.MEMORY", "-1", r"MODEL.MAP_LOSS.MEMORY: expected 0 or more minibatches, got -1"),
         ("MAP_LOSS.GRADIENT", "pairs", r"MODEL.MAP_LOSS: gradient: .* got 'pairs'"),
         ("MAP_LOSS.TRANSITIVITY", "exact", r"MODEL.MAP_LOSS: transitivity of .* got 'exact'"),
         ("MAP_LOSS.GRAD_CLIP", "-1.0", r"MODEL.MAP_LOSS: grad_clip: .* got -1"),

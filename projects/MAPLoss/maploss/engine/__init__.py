@@ -9,7 +9,7 @@ from .load_trained import load_trained
 from .loaders import build_test_loader, training_records
 from .optimizer import build_optimizer, freeze_except
 from .progress_writer import ProgressWriter
-from .setup import load_config, prepare_config, prepare_device, show_as_at_test
+from .setup import load_config, prepare_config, prepare_device, preserve_config, show_as_at_test
 from .trainer import CheckedTrainer
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "load_trained",
     "prepare_config",
     "prepare_device",
+    "preserve_config",
     "set_box_targets",
     "show_as_at_test",
     "training_records",

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run settles before it starts: the device, the proposal files, the classes."""
 
+import contextlib
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -10,6 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from ..config import add_maploss_config
+from ..data.cache import new_file
 from ..data.declared import check_registered, register_declared_datasets
 from ..data.images import check_images_exist
 from ..data.proposal_files import proposal_files_for
@@ -99,6 +102,26 @@ def _check_training(cfg: CfgNode) -> None:
             "MODEL.WEIGHTS: expected a file, since layers frozen by MODEL.BACKBONE.FREEZE_AT = "
             f"{cfg.MODEL.BACKBONE.FREEZE_AT} would stay random, got none"
         )
+
+
+@contextlib.contextmanager
+def preserve_config(output_dir: str) -> Iterator[None]:
+    """
+    Around Detectron2's `default_setup`, which writes `output_dir`/config.yaml: that of a training
+    run, which has a checkpoint there, stays as it is.
+    """
+    path = os.path.join(output_dir, "config.yaml")
+    is_trained = os.path.exists(os.path.join(output_dir, "last_checkpoint"))
+    if not (comm.is_main_process() and is_trained and os.path.exists(path)):
+        yield
+        return
+    with open(path, "rb") as f:
+        config = f.read()
+    try:
+        yield
+    finally:
+        with new_file(path) as temporary, open(temporary, "wb") as f:
+            f.write(config)
 
 
 def show_as_at_test(cfg: CfgNode) -> None:

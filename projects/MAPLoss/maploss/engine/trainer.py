@@ -14,7 +14,7 @@ from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 
 from ..data.seeding import seed_generators
 from ..data.train_loader import TrainLoader
-from ..layers import DetectionMemory
+from ..layers import MAPLoss
 from ..modeling.map_output_layers import map_output_layers_of
 from .accumulating_trainer import AccumulatingTrainer
 from .box_targets import set_box_targets
@@ -108,29 +108,29 @@ class CheckedTrainer(DefaultTrainer):
         self._older_tag = None if resume else self._tag_time()
 
     def state_dict(self) -> dict:
-        memory = self._detection_memory()
-        # Detectron2 0.5 saves no optimizer.
-        return {
-            **super().state_dict(),
-            "_trainer": self._trainer.state_dict(),
-            "seed": self._seed,
-            **({} if memory is None else {"detection_memory": memory.state_dict()}),
-        }
+        loss = self._map_loss()
+        state = {**super().state_dict(), "seed": self._seed}
+        state["_trainer"] = self._trainer.state_dict()  # Detectron2 0.5 saves no optimizer
+        if loss is not None:
+            state["map_loss"] = _settings_kept(loss)
+        if loss is not None and loss.memory is not None:
+            state["detection_memory"] = loss.memory.state_dict()
+        return state
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
-        memory = self._detection_memory()
-        if memory is not None and "detection_memory" in state_dict:
-            memory.load_state_dict(state_dict["detection_memory"])
+        loss = self._map_loss()
+        if loss is not None:
+            _resume_map_loss(loss, state_dict)
         seed = state_dict.get("seed", self._seed)  # not in checkpoints of older versions
         if self.cfg.SEED >= 0 and seed != self.cfg.SEED:
             logger.warning(f"SEED is {self.cfg.SEED}: going on with {seed}, that of the checkpoint")
         self._seed = seed
 
-    def _detection_memory(self) -> DetectionMemory | None:
+    def _map_loss(self) -> MAPLoss | None:
         predictor = map_output_layers_of(self.model)
-        return None if predictor is None else predictor.map_loss.memory
+        return None if predictor is None else predictor.map_loss
 
     def train(self) -> dict | None:
         loader = self._trainer.data_loader
@@ -210,3 +210,28 @@ class CheckedTrainer(DefaultTrainer):
             return os.stat(tag).st_mtime_ns
         except FileNotFoundError:
             return None
+
+
+def _settings_kept(loss: MAPLoss) -> dict:
+    """By key, what should not change without a word where a run is resumed."""
+    return {
+        "MODEL.MAP_LOSS.IOU_THRESHS": list(loss.settings.iou_threshs),
+        "MODEL.MAP_LOSS.MEMORY": loss.memory.size if loss.memory is not None else 0,
+    }
+
+
+def _resume_map_loss(loss: MAPLoss, state_dict: dict) -> None:
+    """Takes up the memory, unless it was matched at other overlaps; tells what has changed."""
+    now = _settings_kept(loss)
+    before = state_dict.get("map_loss", now)  # not in checkpoints of other losses
+    memory = state_dict.get("detection_memory") if loss.memory is not None else None
+    for key, value in now.items():
+        if before[key] == value:
+            continue
+        message = f"{key} is {value}: the checkpoint was trained with {before[key]}"
+        if key == "MODEL.MAP_LOSS.IOU_THRESHS" and memory is not None:
+            message += "; the detections that it remembers are left out"
+            memory = None
+        logger.warning(message)
+    if memory is not None:
+        loss.memory.load_state_dict(memory)

@@ -9,6 +9,8 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ..layers import MAPLoss, MAPLossSettings
+from ..layers.average_precision import AP_TYPES
+from ..layers.checks import check_choice
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +25,10 @@ def map_loss_from_config(cfg: CfgNode) -> MAPLoss:
     """
     keys = cfg.MODEL.MAP_LOSS
     settings = settings_from_config(cfg)
+    if keys.MEMORY < 0:
+        raise ValueError(
+            f"MODEL.MAP_LOSS.MEMORY: expected 0 or more minibatches, got {keys.MEMORY}"
+        )
     with _naming("MODEL.MAP_LOSS"):
         return MAPLoss(
             settings,
@@ -77,9 +83,11 @@ def ap_type_from_config(cfg: CfgNode) -> str:
     MODEL.MAP_LOSS.AP_TYPE, or if that is "auto", `ap_type` of the first data set's metadata.
 
     Raises:
-        ValueError: "auto", and there is no data set or its metadata has no ap_type.
+        ValueError: another word, or "auto", and there is no data set or its metadata has no
+            ap_type.
     """
     ap_type = cfg.MODEL.MAP_LOSS.AP_TYPE
+    check_choice("MODEL.MAP_LOSS.AP_TYPE", ap_type, ("auto", *AP_TYPES))
     if ap_type != "auto":
         return ap_type
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
