@@ -77,8 +77,9 @@ def _add_map_loss(cfg: CfgNode) -> None:
     # is that of "area" with any of them.
     cfg.MODEL.MAP_LOSS.AP_TYPE = "auto"
     # Overlaps: IoUs in [0, 1), rising, above which a window matches an object. The mAP is the mean
-    # over them. A list; or "coco", .5, .55, .., .95; or None, which is [0.5] (paper, section 2.2).
-    # None is the default since yacs puts both a list and a word over it.
+    # over them. A list; or "coco", .5, .55, .., .95; or None: those of the evaluation of the first
+    # data set, ten for COCO's form, .5 for VOC's (paper, section 2.2). None, and not a word for it,
+    # since yacs puts both a list and a word over it.
     cfg.MODEL.MAP_LOSS.IOU_THRESHS = None
     # What the gradient is made of. "error_driven": all true and false positives in the wrong order
     # (this project, after AP Loss). "mee" (mean envelope) or "sde" (symmetric difference): the
@@ -131,6 +132,15 @@ def _add_map_loss(cfg: CfgNode) -> None:
     # beside, and the boxes that the loss ranks, matches and suppresses are the windows or what the
     # regression makes of them, each class its own.
     cfg.MODEL.MAP_LOSS.BOX_REG = "none"
+    # How boxes learn where they are regressed. "error_driven": 1 - GIoU of each box, as each class,
+    # with its object, weighted by what AP would gain if it were the true positive: scores and boxes
+    # have the derivatives of one number, and no weight is to be chosen (this project). "mee",
+    # "sde": weighted by the slope to the nearest overlaps at which AP changes. "none":
+    # MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE of the windows that sampling labels.
+    cfg.MODEL.MAP_LOSS.BOX_GRADIENT = "error_driven"
+    # Share, in [0, 1], of the AP of all classes in one list (AP-pool, Dave et al. 2021), which
+    # makes scores of different classes comparable; the rest is mAP.
+    cfg.MODEL.MAP_LOSS.POOLED = 0.0
     # The detections of so many earlier minibatches stay in the ranking, as constants; 0 = none.
     cfg.MODEL.MAP_LOSS.MEMORY = 0
     # Every so many iterations TensorBoard gets pictures of the minibatch: PR curves, and windows

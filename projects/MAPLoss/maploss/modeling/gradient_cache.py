@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..layers.map_loss.rank_minibatch import BoxGradient
 from ..layers.surrogate_gradient import attach_gradient
 from .hard_example_mining import sparsify_gradient
 
@@ -48,6 +49,31 @@ class LossInputs(NamedTuple):
         return cls(*(torch.cat(column) for column in zip(*numbered, strict=True)))
 
 
+class BoxTargets(NamedTuple):
+    """
+    What box regression is to learn of a ranking.
+
+    Args:
+        weights: (R, K) float64, by how much the loss falls with the IoU of each window's box, as
+            each class, and its object; 0 where there is none.
+        objects: (R, K) int64, index of that object.
+        gt_boxes: (G, 4).
+    """
+
+    weights: torch.Tensor
+    objects: torch.Tensor
+    gt_boxes: torch.Tensor
+
+    @classmethod
+    def of(cls, gradient: BoxGradient | None, gt_boxes: torch.Tensor) -> "BoxTargets | None":
+        """None for a loss that leaves boxes alone."""
+        return None if gradient is None else cls(*gradient, gt_boxes)
+
+    def only(self, inds: torch.Tensor, factor: float | torch.Tensor = 1.0) -> "BoxTargets":
+        """Of some windows, the weights multiplied."""
+        return self._replace(weights=factor * self.weights[inds], objects=self.objects[inds])
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class GradientCache:
     """
@@ -58,12 +84,14 @@ class GradientCache:
         gradient: (R, K) of the sum of the losses by the scores.
         num_windows: by how many the sum of box regression's losses is divided.
         scores: (R, K) that were ranked; None where they are not those that will train.
+        box_targets: None for a loss that leaves boxes alone.
     """
 
     values: dict[str, torch.Tensor]
     gradient: torch.Tensor
     num_windows: float
     scores: torch.Tensor | None
+    box_targets: BoxTargets | None = None
 
     def split(self, counts: Sequence[int]) -> list["GradientCache"]:
         """
@@ -71,10 +99,16 @@ class GradientCache:
         own, multiplied by the number of passes, since the gradients of the passes are averaged.
         """
         num_passes = len(counts)
-        parts = zip(self.gradient.split(counts), self.scores.split(counts), strict=True)
+        passes = torch.arange(len(self.scores), device=self.scores.device).split(counts)
         return [
-            GradientCache(self.values, gradient * num_passes, sum(counts) / num_passes, scores)
-            for gradient, scores in parts
+            GradientCache(
+                self.values,
+                self.gradient[inds] * num_passes,
+                sum(counts) / num_passes,
+                self.scores[inds],
+                self.box_targets and self.box_targets.only(inds, num_passes),
+            )
+            for inds in passes
         ]
 
     def only(self, inds: torch.Tensor) -> "GradientCache":
@@ -82,7 +116,12 @@ class GradientCache:
         For H of the windows, scored as in training: they carry the gradient of all as far as
         :func:`~maploss.modeling.hard_example_mining.sparsify_gradient` says.
         """
-        return GradientCache(self.values, sparsify_gradient(self.gradient, inds), len(inds), None)
+        gradient, targets = sparsify_gradient(self.gradient, inds), self.box_targets
+        if targets is not None:
+            hard = targets.only(inds)
+            factor = targets.weights.sum() / hard.weights.sum().clamp(min=1e-12)
+            targets = hard._replace(weights=hard.weights * factor)
+        return GradientCache(self.values, gradient, len(inds), None, targets)
 
     def check_scores(self, scores: torch.Tensor) -> None:
         """

@@ -62,7 +62,11 @@ def settings_from_config(cfg: CfgNode) -> MAPLossSettings:
         MAPLossSettings(**log_space)
     with _naming("MODEL.ROI_HEADS.NMS_THRESH_TEST"):
         MAPLossSettings(**nms)
-    chosen = {"iou_threshs": keys.IOU_THRESHS} if keys.IOU_THRESHS is not None else {}
+    # Boxes that are not trained need no gradient.
+    box_gradient = keys.BOX_GRADIENT if keys.BOX_REG != "none" else "none"
+    chosen = {"iou_threshs": iou_threshs_from_config(cfg)}
+    if "error_driven" in (keys.GRADIENT, box_gradient):
+        chosen |= error_driven
     chosen |= {"error_driven": error_driven, "reinforce": reinforce}.get(keys.GRADIENT, steps)
     chosen |= log_space if keys.LOG_SPACE.ENABLED else {}
     ap_type = ap_type_from_config(cfg)
@@ -71,6 +75,8 @@ def settings_from_config(cfg: CfgNode) -> MAPLossSettings:
             ap_type=ap_type,
             gradient=keys.GRADIENT,
             transitivity=keys.TRANSITIVITY,
+            box_gradient=box_gradient,
+            pooled=keys.POOLED,
             grad_clip=keys.GRAD_CLIP or None,
             log_space=keys.LOG_SPACE.ENABLED,
             **chosen,
@@ -100,6 +106,25 @@ def ap_type_from_config(cfg: CfgNode) -> str:
         )
     logger.info(f"AP type of the loss: {ap_type!r}, as in the evaluation of {names[0]!r}")
     return ap_type
+
+
+def iou_threshs_from_config(cfg: CfgNode) -> list[float] | str:
+    """
+    MODEL.MAP_LOSS.IOU_THRESHS, or if that is None, those by which the first data set is judged: ten
+    where its metadata has the ap_type or the evaluator of COCO, else .5.
+    """
+    threshs = cfg.MODEL.MAP_LOSS.IOU_THRESHS
+    if threshs is not None:
+        return threshs
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    metadata = MetadataCatalog.get(names[0]) if names else None
+    is_coco = metadata is not None and (
+        metadata.get("ap_type", None) == "coco101" or metadata.get("evaluator_type", None) == "coco"
+    )
+    if metadata is not None:
+        overlaps = "ten overlaps, .5 to .95" if is_coco else "one overlap, .5"
+        logger.info(f"Overlaps of the loss: {overlaps}, as in the evaluation of {names[0]!r}")
+    return "coco" if is_coco else [0.5]
 
 
 @contextlib.contextmanager

@@ -12,13 +12,14 @@ from detectron2.layers import ShapeSpec
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
+from fvcore.nn import giou_loss
 from torch import nn
 
 from ..layers import MAPLoss, MAPLossStats
 from ..layers.checks import check_choice
 from ..layers.surrogate_gradient import scale_gradient
 from .box_regressor import box_predictor_of
-from .gradient_cache import GradientCache, LossInputs
+from .gradient_cache import BoxTargets, GradientCache, LossInputs
 from .map_loss_config import map_loss_from_config
 from .output_layers import WindowOutputLayers, WindowOutputs, image_inds
 
@@ -84,9 +85,11 @@ class MAPOutputLayers(WindowOutputLayers):
         gradient_cache: GradientCache | None = None,
     ) -> dict[str, torch.Tensor]:
         """
-        loss_map and loss_score_reg, see :class:`maploss.layers.MAPLoss`, and loss_box_reg.
+        loss_map and loss_score_reg, see :class:`maploss.layers.MAPLoss`, and with box regression
+        loss_map_box (see :meth:`map_box_loss`) or, without MODEL.MAP_LOSS.BOX_GRADIENT,
+        loss_box_reg.
 
-        The labels of the proposals are not used for the first two: the loss matches the proposals
+        The labels of the proposals are used for the last one only: the loss matches the proposals
         to the objects of each class. With several processes the mAP is that of the images of all.
 
         Args:
@@ -100,12 +103,35 @@ class MAPOutputLayers(WindowOutputLayers):
             losses = _scale_for_all_ranks(losses)
             self._watch(inputs.scores.detach(), stats)
             num_windows: float = len(inputs.scores)
+            box_targets = BoxTargets.of(stats.box_gradient, inputs.gt_boxes)
         else:
             losses = gradient_cache.losses(predictions.scores)
-            num_windows = gradient_cache.num_windows
-        if self.bbox_pred is not None:
+            num_windows, box_targets = gradient_cache.num_windows, gradient_cache.box_targets
+        if self.bbox_pred is None:
+            return losses
+        if box_targets is None:
             losses["loss_box_reg"] = self.box_loss(predictions, proposals, num_windows)
+        else:
+            losses["loss_map_box"] = self.map_box_loss(predictions, proposals, box_targets)
         return losses
+
+    def map_box_loss(
+        self, outputs: WindowOutputs, windows: list[Instances], targets: BoxTargets
+    ) -> torch.Tensor:
+        """
+        sum_i w_i (1 - GIoU_i) over windows as each class: w_i is what the loss of mAP falls with
+        the IoU of box i and its object, so that scores and boxes have the derivatives of one
+        number. GIoU carries it on where the boxes do not touch. Times the weight of box regression.
+        """
+        window, classes = (targets.weights != 0).nonzero().unbind(1)
+        own = torch.cat([x.proposal_boxes.tensor for x in windows])[window]
+        boxes = self.bbox_pred.boxes(outputs.deltas[window], own)
+        each = torch.arange(len(window), device=window.device)
+        boxes = boxes[each, classes if self.bbox_pred.num_boxes > 1 else 0]
+        gt_boxes = targets.gt_boxes[targets.objects[window, classes]].to(boxes.dtype)
+        weights = targets.weights[window, classes].to(boxes.dtype)
+        loss = (weights * giou_loss(boxes, gt_boxes)).sum()
+        return self.bbox_pred.loss_weight * comm.get_world_size() * loss
 
     def rank(self, inputs: LossInputs) -> GradientCache:
         """The losses of a minibatch but loss_box_reg, and their gradient by its scores."""
@@ -117,7 +143,8 @@ class MAPOutputLayers(WindowOutputLayers):
         scores = inputs.scores.detach()
         self._watch(scores, stats)
         values = {name: loss.detach() for name, loss in losses.items()}
-        return GradientCache(values, gradient, len(scores), scores)
+        targets = BoxTargets.of(stats.box_gradient, inputs.gt_boxes)
+        return GradientCache(values, gradient, len(scores), scores, targets)
 
     def loss_inputs(
         self, predictions: WindowOutputs, proposals: list[Instances], targets: list[Instances]
@@ -146,6 +173,8 @@ class MAPOutputLayers(WindowOutputLayers):
             "map/clipped_share": stats.clipped_share,
             "map/largest_score": scores.abs().max() if scores.numel() else scores.new_zeros(()),
         }
+        if stats.pooled_ap is not None:
+            watched["map/minibatch_pooled_ap"] = stats.pooled_ap
         if len(stats.ap) > 1:
             overlaps = zip(self.map_loss.settings.iou_threshs, stats.ap, strict=True)
             watched |= {f"map_per_overlap/{x:g}": y.nansum() / len(y) for x, y in overlaps}

@@ -15,7 +15,7 @@ from ..match_detections import UNMATCHED, at_least_float32
 from ..surrogate_gradient import attach_gradient
 from .detection_memory import DetectionMemory
 from .distributed import Group
-from .rank_minibatch import RankedMinibatch, rank_minibatch
+from .rank_minibatch import BoxGradient, RankedMinibatch, rank_minibatch
 from .settings import MAPLossSettings
 from .windows import Objects, Windows
 
@@ -55,6 +55,8 @@ class MAPLossStats(NamedTuple):
         nonzero_share, clipped_share: 0-d, of the R * K scores, how many have a gradient, and how
             many one that was clipped.
         gradient: (R, K), of the loss.
+        pooled_ap: 0-d, AP of all classes in one list; None where `settings.pooled` is 0.
+        box_gradient: what better boxes are worth; None with `settings.box_gradient` "none".
         minibatch: what was ranked, for :meth:`class_detections` and :meth:`seconds`.
 
     Example:
@@ -72,6 +74,8 @@ class MAPLossStats(NamedTuple):
     nonzero_share: torch.Tensor
     clipped_share: torch.Tensor
     gradient: torch.Tensor
+    pooled_ap: torch.Tensor | None
+    box_gradient: BoxGradient | None
     minibatch: RankedMinibatch
 
     def seconds(self) -> dict[str, float]:
@@ -195,6 +199,8 @@ def map_loss(
         nonzero_share=nonzero_share,
         clipped_share=clipped_share,
         gradient=gradient,
+        pooled_ap=None if ranked.pooled_ap is None else ranked.pooled_ap.mean(),
+        box_gradient=_by_loss(ranked.boxes, scale),
         minibatch=ranked,
     )
 
@@ -313,6 +319,11 @@ def _check_input(
         gt_difficult = torch.zeros_like(gt_classes)
     check_shape("gt_difficult", gt_difficult, (len(gt_boxes),))
     return Objects(gt_boxes, gt_classes, gt_image_ids, gt_difficult.bool())
+
+
+def _by_loss(boxes: BoxGradient | None, scale: torch.Tensor | int) -> BoxGradient | None:
+    """By how much the loss falls with a rising IoU."""
+    return None if boxes is None else boxes._replace(by_overlap=boxes.by_overlap / scale)
 
 
 def _share(mask: torch.Tensor) -> torch.Tensor:
