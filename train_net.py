@@ -53,10 +53,7 @@ class Trainer(CheckedTrainer):
 
 @contextlib.contextmanager
 def one_line_errors():
-    """
-    Ends the process with one line: what is wrong before training begins lies in the user's words or
-    files, and a traceback would hide it.
-    """
+    """What is wrong before training lies in the user's words or files: it ends with one line."""
     try:
         yield
     except ImageError as error:
