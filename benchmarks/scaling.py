@@ -25,7 +25,7 @@ from bm_global_minibatch import PARTS
 from bm_map_loss import NMS_THRESH, TEN, Minibatch, make_minibatch, peak_mebibytes, run_nms
 from maploss.layers import DetectionMemory, MAPLossSettings, map_loss
 from maploss.layers.map_loss.detections import Detections
-from maploss.layers.map_loss.error_driven_gradient import ranked_error_driven_gradient
+from maploss.layers.map_loss.error_driven_gradient import find_errors, gradient_of_errors
 from maploss.layers.map_loss.rankings import Ranking, average_precisions
 from report import machine
 from tabulate import tabulate
@@ -189,7 +189,9 @@ def rank(num_gpus: int, num_classes: int, num_kept: int) -> list[float]:
     ranking = Ranking.of(detections, num_gt, num_classes * num_gpus, len(TEN.iou_threshs))
     average_precisions(ranking, TEN.ap_type)
     middle = time.process_time()
-    ranking.by_input(ranked_error_driven_gradient(ranking, TEN.margin, TEN.transitivity))
+    ranking.by_input(
+        gradient_of_errors(ranking, find_errors(ranking, TEN.margin), TEN.transitivity)
+    )
     return [middle - start, time.process_time() - middle]
 
 

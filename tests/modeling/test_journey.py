@@ -49,7 +49,7 @@ def journeys(call, *names):
 
 @pytest.mark.parametrize(
     ("gradient", "formula"),
-    [("error_driven", "ranked_error_driven_gradient"), ("mee", "ranked_pseudo_gradient")],
+    [("error_driven", "gradient_of_errors"), ("mee", "ranked_pseudo_gradient")],
 )
 def test_the_loss_is_five_calls_away_and_the_formula_of_its_gradient_eight(
     tiny_cfg, storage, gradient, formula

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..layers.map_loss.rank_minibatch import BoxGradient
+from ..layers.map_loss.differentiate import BoxGradient
 from ..layers.surrogate_gradient import attach_gradient
 from .hard_example_mining import sparsify_gradient
 

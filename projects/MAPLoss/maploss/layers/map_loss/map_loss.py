@@ -14,8 +14,9 @@ from ..checks import check_finite, check_int64, check_scores, check_shape
 from ..match_detections import UNMATCHED, at_least_float32
 from ..surrogate_gradient import attach_gradient
 from .detection_memory import DetectionMemory
+from .differentiate import BoxGradient, differentiate
 from .distributed import Group
-from .rank_minibatch import BoxGradient, RankedMinibatch, rank_minibatch
+from .rank_minibatch import RankedMinibatch, rank_minibatch
 from .settings import MAPLossSettings
 from .windows import Objects, Windows
 
@@ -100,8 +101,9 @@ class MAPLossStats(NamedTuple):
         for name, index, size in (("c", c, self.ap.shape[1]), ("overlap", overlap, len(self.ap))):
             if not 0 <= index < size:
                 raise IndexError(f"{name}: expected 0 to {size - 1}, got {index}")
-        ranking, is_class = self.minibatch.ranking, self.minibatch.ranked == c
-        num_gt = int(ranking.num_gt[is_class & self.minibatch.is_ranked_here].sum())
+        ranking, pool = self.minibatch.ranking, self.minibatch.pool
+        is_class = pool.ranked == c
+        num_gt = int(ranking.num_gt[is_class & pool.is_ranked_here].sum())
         if not num_gt:
             return None
         is_listed = is_class[ranking.detections.classes] & ranking.detections.is_kept
@@ -176,10 +178,11 @@ def map_loss(
     )
     windows = Windows(scores.detach(), at_least_float32(boxes.detach()), image_ids)
     ranked = rank_minibatch(windows, objects, settings, group, memory)
+    by_score, box_gradient = differentiate(ranked, settings)
     num_classes = max(scores.shape[1], 1)
     ap_per_class = ranked.ap.mean(0)
     scale = ranked.value + settings.eps if settings.log_space else 1
-    gradient = -(ranked.by_score / scale).to(scores.dtype)
+    gradient = -(by_score / scale).to(scores.dtype)
     nonzero_share = _share(gradient != 0)
     clipped_share = torch.zeros_like(nonzero_share)
     if settings.grad_clip is not None:
@@ -200,7 +203,7 @@ def map_loss(
         clipped_share=clipped_share,
         gradient=gradient,
         pooled_ap=None if ranked.pooled_ap is None else ranked.pooled_ap.mean(),
-        box_gradient=_by_loss(ranked.boxes, scale),
+        box_gradient=_by_loss(box_gradient, scale),
         minibatch=ranked,
     )
 

@@ -9,21 +9,15 @@ Shape letters: R windows, P classes, S samples, T overlaps.
 import torch
 import torch.distributed as dist
 
-from ..nms import Overlaps
 from .detection_pool import DetectionPool
-from .detections import Detections
 from .distributed import Group
+from .rank_minibatch import Candidates
 from .rankings import Ranking, average_precisions
 from .settings import MAPLossSettings
-from .windows import Cells
 
 
 def reinforce_gradient(
-    candidates: Detections,
-    cells: Cells,
-    overlaps: Overlaps | None,
-    pool: DetectionPool,
-    settings: MAPLossSettings,
+    candidates: Candidates, pool: DetectionPool, settings: MAPLossSettings
 ) -> torch.Tensor:
     """
     (P R,) float64, what raises the expected AP of noisy scores in each window as each class, class
@@ -42,20 +36,18 @@ def reinforce_gradient(
     windows, what is remembered stays as it is.
 
     Args:
-        candidates: each window as each class, matched.
-        cells: the windows.
-        overlaps: of their boxes, which noise leaves alone; None as in
-            :meth:`~maploss.layers.map_loss.windows.Cells.suppress`.
+        candidates: the windows of this process.
         pool: who else takes part. Samples are not remembered.
         settings: of the loss.
     """
-    noises, rewards = [], []
+    cells, noises, rewards = candidates.cells, [], []
     generator = _generator(cells.scores.device, pool.group)
     for _ in range(settings.num_samples):
         noises.append(_draw(cells.scores, generator))
         noisy = cells._replace(scores=cells.scores + settings.noise * noises[-1])
-        is_kept = noisy.suppress(overlaps, settings.nms_thresh)
-        sample = candidates._replace(scores=noisy.scores.t().flatten(), is_kept=is_kept)
+        is_kept = noisy.suppress(candidates.overlaps, settings.nms_thresh)
+        scores = noisy.scores.t().flatten()
+        sample = candidates.detections._replace(scores=scores, is_kept=is_kept)
         with torch.no_grad():  # or the pool would remember it
             pooled = pool.gather(sample, is_kept.nonzero().squeeze(1))
         ranking = Ranking.of(pooled, pool.num_gt, pool.num_objects, len(settings.iou_threshs))

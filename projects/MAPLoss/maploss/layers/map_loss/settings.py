@@ -144,6 +144,11 @@ class MAPLossSettings:
         return self.gradient == "error_driven"
 
     @property
+    def needs_errors(self) -> bool:
+        """Some gradient is error-driven."""
+        return "error_driven" in (self.gradient, self.box_gradient)
+
+    @property
     def ranks_by_class(self) -> bool:
         """
         A process needs no more than the classes that it ranks: no steps, which follow from boxes

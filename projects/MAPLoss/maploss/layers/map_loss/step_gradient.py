@@ -8,23 +8,18 @@ Shape letters: R windows, P classes, T overlaps, m detections of all who take pa
 import torch
 
 from ..match_detections import UNMATCHED
-from ..nms import Overlaps, best_suppressors, oriented
+from ..nms import best_suppressors, oriented
 from ..steps.nms_ap_steps import ranked_nms_ap_steps
 from ..steps.pseudo_gradient import ranked_pseudo_gradient
 from ..steps.ranked_windows import RankedWindows
 from .detection_pool import DetectionPool
+from .rank_minibatch import Candidates
 from .rankings import Ranking
 from .settings import MAPLossSettings
-from .windows import Cells
 
 
 def step_gradient(
-    ranking: Ranking,
-    pool: DetectionPool,
-    cells: Cells,
-    overlaps: Overlaps,
-    shared: torch.Tensor,
-    settings: MAPLossSettings,
+    ranking: Ranking, pool: DetectionPool, candidates: Candidates, settings: MAPLossSettings
 ) -> torch.Tensor:
     """
     (P R,) float64, what raises AP in each window as each class, class by class; the mean over
@@ -37,12 +32,10 @@ def step_gradient(
     Args:
         ranking: of all windows, and the detections of others.
         pool: where they come from.
-        cells: the windows.
-        overlaps: of their boxes.
-        shared: (n,) int64, which of the windows the others know.
+        candidates: the windows of this process.
         settings: of the loss.
     """
-    windows = rank_windows(ranking, pool, cells, overlaps)
+    windows = rank_windows(ranking, pool, candidates)
     steps = ranked_nms_ap_steps(windows, settings.ap_type, settings.transitivity)
     scores = ranking.detections.scores.double()
     estimator = settings.gradient, settings.min_delta, settings.pairing
@@ -52,16 +45,17 @@ def step_gradient(
     at = ranking.order
     is_own = (at >= pool.own.start) & (at < pool.own.stop)
     gradient = ranking.by_input(ranked_pseudo_gradient(*args, is_moving=is_own))
-    own = gradient[pool.own].index_add_(0, shared, pool.gradient_of_others(gradient))
+    own = gradient[pool.own].index_add_(0, candidates.shared, pool.gradient_of_others(gradient))
     is_remembered = at >= pool.remembered.start
     earlier = ranked_pseudo_gradient(*args, is_moving=is_remembered)
     return own + ranking.by_input(earlier)[pool.own]
 
 
-def rank_windows(
-    ranking: Ranking, pool: DetectionPool, cells: Cells, overlaps: Overlaps
-) -> RankedWindows:
+def rank_windows(ranking: Ranking, pool: DetectionPool, candidates: Candidates) -> RankedWindows:
     """The windows by place in the ranking; the others' detections are kept and overlap nothing."""
+    cells, overlaps = candidates.cells, candidates.overlaps
+    if overlaps is None:
+        raise RuntimeError("overlaps: expected pairs of boxes for nearest steps, got None")
     detections = ranking.detections
     place = torch.empty_like(ranking.order)
     place[ranking.order] = torch.arange(len(place), device=place.device)
