@@ -82,7 +82,8 @@ def make_cache(folder: str, key: dict, features: Iterable[dict[str, torch.Tensor
         ValueError: a feature that half precision cannot hold.
         OSError: the files cannot be written.
     """
-    os.makedirs(os.path.dirname(folder) or ".", exist_ok=True)
+    if _is_whole(folder):  # without a lock, which a folder that only can be read has not
+        return
     with file_lock(folder):
         if os.path.isdir(folder) and not _is_whole(folder):
             logger.warning(f"{folder}: files are missing or too short, computing them anew")

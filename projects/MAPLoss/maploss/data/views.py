@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images as a model sees them, named without being read: at a size, perhaps mirrored."""
 
-from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -68,20 +67,16 @@ def image_size(record: dict) -> tuple[int, int]:
     return record["height"], record["width"]
 
 
-def views_of(
-    record: dict, min_sizes: Sequence[int], max_size: int, flips: Sequence[bool]
-) -> Iterator[View]:
+def view_of(record: dict, *, min_size: int, max_size: int, is_flipped: bool) -> View:
     """
-    All views of an image that Detectron2's resizing and flipping can make.
+    What Detectron2's resizing and flipping make of an image.
 
     Args:
         record: Detectron2's dataset dict, with width and height.
-        min_sizes: of the shorter side in pixels; 0 leaves the image as it is.
+        min_size: of the shorter side in pixels; 0 leaves the image as it is.
         max_size: of the longer side.
-        flips: whether mirrored; (False, True) for both.
+        is_flipped: mirrored.
     """
-    for min_size in min_sizes:
-        unread = UnreadInput(*image_size(record))
-        T.ResizeShortestEdge((min_size,), max_size, "choice")(unread)
-        for is_flipped in flips:
-            yield View(record["file_name"], *unread.image.shape[:2], is_flipped)
+    unread = UnreadInput(*image_size(record))
+    T.ResizeShortestEdge((min_size,), max_size, "choice")(unread)
+    return View(record["file_name"], *unread.image.shape[:2], is_flipped)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training and evaluation on outputs of the frozen backbone that are computed once."""
 
+import itertools
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from ..data.feature_cache import FeatureCache, cache_folder, hash_records, make_
 from ..data.images import read_annotated_image
 from ..data.mapper import to_tensor
 from ..data.records import load_records
-from ..data.views import View, views_of
+from ..data.views import View, view_of
 from ..modeling.cached_features import (
     check_frozen,
     compute_features,
@@ -33,20 +33,15 @@ _LOG_SECONDS = 30.0
 
 
 class _Wanted(NamedTuple):
-    """Of one data set: what is cached of it. Settings are INPUT's, for training or test."""
+    """A data set at one size, mirrored or not: arguments of `view_of` are its settings."""
 
     name: str
     records: list[dict]
     settings: dict
 
-    def views_of(self, record: dict) -> Iterator[View]:
-        """Views of one image."""
-        names = ("min_sizes", "max_size", "flips")
-        return views_of(record, *(self.settings[x] for x in names))
-
     def views(self) -> list[View]:
-        """All views of all images, each once."""
-        return list(dict.fromkeys(x for record in self.records for x in self.views_of(record)))
+        """One of each image."""
+        return [view_of(record, **self.settings) for record in self.records]
 
 
 def check_cache_config(cfg: CfgNode, *, eval_only: bool) -> None:
@@ -97,48 +92,41 @@ def use_feature_cache(cfg: CfgNode, model: nn.Module, *, eval_only: bool) -> Non
         return
     model = getattr(model, "module", model)
     check_frozen(model)
-    wanted = _test_sets(cfg) if eval_only else [*_training_sets(cfg), *_test_sets(cfg)]
+    wanted = [*([] if eval_only else _training_sets(cfg)), *_test_sets(cfg)]
     views = [x.views() for x in wanted]
     sizes = [_num_bytes(model.backbone.size_divisibility, frozen_part(model), x) for x in views]
     _check_limit(sum(sizes) / _GIB, cfg.DATALOADER.FEATURE_CACHE_LIMIT)
     of_model = _model_key(cfg, model)
     cache_of: dict[View, FeatureCache] = {}
-    for data_set, own_views, size in zip(wanted, views, sizes, strict=True):
-        about = {
-            "data_set": data_set.name,
-            "images": len(data_set.records),
-            "records": hash_records(data_set.records),
-        }
-        key = {**of_model, **data_set.settings, **about}
-        folder = cache_folder(cfg.DATALOADER.FEATURE_CACHE, data_set.name, key)
-        make_cache(folder, key, _compute(model, data_set, cfg.INPUT.FORMAT, folder, size))
-        cache = FeatureCache(folder, own_views)
-        logger.info(f"Outputs of the frozen backbone for {data_set.name}: {folder}")
-        cache_of |= dict.fromkeys(cache.views, cache)
+    for part, own_views, size in zip(wanted, views, sizes, strict=True):
+        images = {"images": len(part.records), "records": hash_records(part.records)}
+        key = {**of_model, **part.settings, "data_set": part.name, **images}
+        folder = cache_folder(cfg.DATALOADER.FEATURE_CACHE, part.name, key)
+        make_cache(folder, key, _compute(model, part, own_views, cfg.INPUT.FORMAT, size))
+        logger.info(f"Outputs of the frozen backbone for {part.name}: {folder}")
+        cache_of |= dict.fromkeys(own_views, FeatureCache(folder, own_views))
     read_features(model, lambda view: cache_of[view].read(view))
 
 
 def _training_sets(cfg: CfgNode) -> list[_Wanted]:
-    settings = {
-        "min_sizes": sorted(set(cfg.INPUT.MIN_SIZE_TRAIN)),
-        "max_size": cfg.INPUT.MAX_SIZE_TRAIN,
-        "flips": [False, True][: 2 if cfg.INPUT.RANDOM_FLIP == "horizontal" else 1],
-    }
     filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    return [_wanted(x, settings, filter_empty=filter_empty) for x in cfg.DATASETS.TRAIN]
+    flips = [False, True] if cfg.INPUT.RANDOM_FLIP == "horizontal" else [False]
+    wanted = []
+    for name in cfg.DATASETS.TRAIN:
+        records = load_records([name], None, filter_empty=filter_empty)
+        for size, flip in itertools.product(sorted(set(cfg.INPUT.MIN_SIZE_TRAIN)), flips):
+            settings = {"min_size": size, "max_size": cfg.INPUT.MAX_SIZE_TRAIN, "is_flipped": flip}
+            wanted.append(_Wanted(name, records, settings))
+    return wanted
 
 
 def _test_sets(cfg: CfgNode) -> list[_Wanted]:
-    settings = {
-        "min_sizes": [cfg.INPUT.MIN_SIZE_TEST],
-        "max_size": cfg.INPUT.MAX_SIZE_TEST,
-        "flips": [False],
-    }
-    return [_wanted(x, settings, filter_empty=False) for x in cfg.DATASETS.TEST]
-
-
-def _wanted(name: str, settings: dict, *, filter_empty: bool) -> _Wanted:
-    return _Wanted(name, load_records([name], None, filter_empty=filter_empty), settings)
+    size, max_size = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    settings = {"min_size": size, "max_size": max_size, "is_flipped": False}
+    return [
+        _Wanted(name, load_records([name], None, filter_empty=False), settings)
+        for name in cfg.DATASETS.TEST
+    ]
 
 
 def _model_key(cfg: CfgNode, model: nn.Module) -> dict:
@@ -173,21 +161,17 @@ def _check_limit(size: float, limit: float) -> None:
 
 
 def _compute(
-    model: nn.Module, data_set: _Wanted, image_format: str, folder: str, size: int
+    model: nn.Module, part: _Wanted, views: Sequence[View], image_format: str, size: int
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Features of all views; tells how far it is."""
     start = last = time.monotonic()
-    count = len(data_set.records)
-    told = f"outputs of the frozen backbone for {count} images of {data_set.name}"
-    logger.info(f"Computing the {told}, {size / _GIB:.2g} GiB in {os.path.dirname(folder)}")
-    seen: set[View] = set()
-    for i, record in enumerate(data_set.records):
+    mirrored = " (mirrored)" if part.settings["is_flipped"] else ""
+    told = f"outputs of the frozen backbone for {len(views)} images of {part.name}{mirrored}"
+    logger.info(f"Computing the {told}, {size / _GIB:.2g} GiB")
+    for i, (record, view) in enumerate(zip(part.records, views, strict=True)):
         image = read_annotated_image(record, image_format)
-        for view in data_set.views_of(record):
-            if view not in seen:
-                seen.add(view)
-                yield compute_features(model, to_tensor(view.render(image)))
+        yield compute_features(model, to_tensor(view.render(image)))
         if time.monotonic() - last > _LOG_SECONDS:
             last = time.monotonic()
-            logger.info(f"{i + 1}/{count} images in {last - start:.0f} s")
+            logger.info(f"{i + 1}/{len(views)} images in {last - start:.0f} s")
     logger.info(f"Computed the {told} in {time.monotonic() - start:.0f} s")
