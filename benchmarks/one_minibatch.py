@@ -2,7 +2,7 @@
 """
 Can the loss lower itself? The mAP of one minibatch over updates on that minibatch alone.
 
-    python -m benchmarks.one_minibatch --config-file CONFIG.yaml [--updates 40] [KEY VALUE ...]
+    python benchmarks/one_minibatch.py --config-file CONFIG.yaml [--updates 40] [KEY VALUE ...]
 
 Features are pooled once from a backbone that stays as it is; only the head trains, from the same
 start, by the config's optimizer without its schedule: softmax, the error-driven gradient, and the
@@ -19,10 +19,13 @@ import itertools
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_roi_heads
+from detectron2.modeling import build_model, build_roi_heads
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
-from maploss.engine import build_optimizer
+from maploss.data.mapper import MAPDatasetMapper
+from maploss.engine import build_optimizer, load_config, prepare_config, training_records
+from maploss.engine.checkpoints import loading
+from maploss.engine.safe_checkpointer import SafeCheckpointer
 from maploss.layers.map_loss.error_driven_gradient import ERROR_DRIVEN_TRANSITIVITIES
 from maploss.layers.steps.nms_ap_steps import TRANSITIVITIES
 from maploss.layers.steps.pseudo_gradient import ESTIMATORS, PAIRINGS
@@ -30,8 +33,6 @@ from maploss.modeling import MAPOutputLayers
 from maploss.modeling.output_layers import WindowOutputLayers, WindowOutputs
 from tabulate import tabulate
 from torch import nn
-
-from .frozen_backbone import CachedImages, build, load_config
 
 _SHOWN = 4
 
@@ -58,9 +59,8 @@ class OneMinibatch:
     """The windows that train, their objects, and what is pooled from them."""
 
     def __init__(self, cfg: CfgNode, model: nn.Module) -> None:
-        name = cfg.DATASETS.TRAIN[0]
-        images = CachedImages(cfg, model, name, is_train=True, limit=cfg.SOLVER.IMS_PER_BATCH)
-        _, features, inputs = images.batch(list(range(len(images.inputs))))
+        mapper = MAPDatasetMapper(cfg, is_train=True)
+        inputs = [mapper(x) for x in training_records(cfg)[: cfg.SOLVER.IMS_PER_BATCH]]
         heads = model.roi_heads
         self.targets: list[Instances] = [x["instances"] for x in inputs]
         torch.manual_seed(cfg.SEED)
@@ -70,6 +70,7 @@ class OneMinibatch:
             )
         self.feature_shapes = model.backbone.output_shape()
         with torch.no_grad():
+            features = model.backbone(model.preprocess_image(inputs).tensor)
             self.pooled = heads.pooler(
                 [features[x] for x in heads.in_features], [x.proposal_boxes for x in self.windows]
             )
@@ -113,6 +114,16 @@ class OneMinibatch:
             return predictor.losses(outputs, self.windows, self.targets), storage.latest()
 
 
+def build(cfg: CfgNode) -> nn.Module:
+    """The model with its pretrained backbone."""
+    torch.manual_seed(cfg.SEED)
+    model = build_model(cfg)
+    checkpointer = SafeCheckpointer(model, allow_pickle=cfg.ALLOW_PICKLE)
+    with loading(checkpointer, cfg.MODEL.WEIGHTS, resume=False):
+        checkpointer.load(cfg.MODEL.WEIGHTS)
+    return model
+
+
 def _watcher(cfg: CfgNode, input_shape: ShapeSpec) -> MAPOutputLayers:
     """Tells the minibatch's mAP from any scores, by the cheapest loss."""
     cfg = cfg.clone()
@@ -128,8 +139,9 @@ def main() -> None:
     args, overrides = parser.parse_known_args()
     if args.updates <= 0 or args.updates % _SHOWN:
         parser.error(f"--updates: expected a multiple of {_SHOWN} above 0, got {args.updates}")
-    cfg = load_config(args.config_file, overrides)
-    minibatch = OneMinibatch(cfg, build(cfg, cfg.SEED))
+    cfg = load_config(args.config_file, [*overrides, "INPUT.RANDOM_FLIP", "none"])
+    prepare_config(cfg, eval_only=False)
+    minibatch = OneMinibatch(cfg, build(cfg))
     present = torch.cat([x.gt_classes[x.gt_difficult == 0] for x in minibatch.targets]).unique()
     print(
         f"{len(minibatch.windows)} images, {len(minibatch.pooled)} windows, {len(present)} of "

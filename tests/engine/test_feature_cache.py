@@ -23,6 +23,12 @@ FPN = {
     "MODEL__META_ARCHITECTURE": "GeneralizedRCNN",
     "MODEL__RPN__POST_NMS_TOPK_TRAIN": 50,
 }
+# All detections: none is near a threshold.
+RETINANET = {
+    "MODEL__TRAIN_ONLY": ["head"],
+    "MODEL__RETINANET__SCORE_THRESH_TEST": 0.0,
+    "MODEL__RETINANET__NMS_THRESH_TEST": 1.0,
+}
 # Adam's step hardly depends on the size of a gradient, so that rounding grows with each.
 SGD = {"SOLVER__OPTIMIZER": "SGD", "SOLVER__BASE_LR": 0.01}
 
@@ -95,6 +101,7 @@ def forwards(monkeypatch):
         ("map", HEADS | {"SOLVER__ACCUMULATE_STEPS": 2, "SOLVER__IMS_PER_BATCH": 1}),
         ("faster_rcnn", FPN),
         ("faster_rcnn", FPN | {"MODEL__META_ARCHITECTURE": "MAPRCNN"}),
+        ("retinanet_parameterized_ap", RETINANET),
     ],
 )
 def test_losses_and_detections_are_those_of_images(run, outputs, config, keys):

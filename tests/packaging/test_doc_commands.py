@@ -12,7 +12,7 @@ import sys
 import pytest
 from maploss.engine import load_config
 
-PAGES = ["docs/results.md", "docs/evaluation.md", "docs/metrics.md"]
+PAGES = ["docs/results.md", "docs/evaluation.md", "docs/metrics.md", "docs/feature_cache.md"]
 # Instead of running them: writes the arguments of `python`, and what `make` would run.
 STUBS = r"""
 set -eu
