@@ -12,15 +12,20 @@ from typing import NamedTuple
 import numpy as np
 
 from . import ap_after_nms
+from .box_gradient import box_gradient_of_steps, error_driven_box_gradient
 from .error_driven_gradient import error_driven_gradient, pseudo_gradient
 
 
 class SlowLoss(NamedTuple):
-    """ap: (T, K), nan for a class without objects. gradient: (R, K), of the loss by the scores."""
+    """
+    ap: (T, K), nan for a class without objects. gradient: (R, K), of the loss by the scores.
+    by_overlap: (R, K), how much the loss falls with the IoU of each window as each class.
+    """
 
     loss: float
     ap: np.ndarray
     gradient: np.ndarray
+    by_overlap: np.ndarray
 
 
 def map_loss(
@@ -29,6 +34,8 @@ def map_loss(
     *,
     gradient: str = "error_driven",
     transitivity: str = "label_aware",
+    box_gradient: str = "none",
+    pooled: float = 0.0,
     ap_type: str = "area",
     nms_thresh: float = 0.3,
     margin: float = 1.0,
@@ -43,40 +50,74 @@ def map_loss(
     """
     arrays = {name: value.numpy() for name, value in batch.items()}
     scores, boxes = arrays["scores"].astype(float), arrays["boxes"]
-    ap, ppd = np.full((len(iou_threshs), scores.shape[1]), np.nan), np.zeros_like(scores)
-    for c in range(scores.shape[1]):
-        num_gt = int(((arrays["gt_classes"] == c) & ~arrays["gt_difficult"].astype(bool)).sum())
-        if num_gt == 0:
-            continue
+    num_classes = scores.shape[1]
+    lists = []
+    for c in range(num_classes):
         class_boxes = boxes if boxes.ndim == 2 else boxes[:, c]
         # NMS compares float32.
         overlaps = ap_after_nms.overlap_masks(
             class_boxes.astype(np.float32), arrays["image_ids"], nms_thresh
         )
-        best = best_objects(class_boxes, c, arrays)
-        for t, iou_thresh in enumerate(iou_threshs):
-            matched = matched_objects(best, iou_thresh, arrays)
-            one = _OneRanking(scores[:, c], overlaps, matched, num_gt, ap_type)
-            ap[t, c] = one.ap()
+        num_gt = int(((arrays["gt_classes"] == c) & ~arrays["gt_difficult"].astype(bool)).sum())
+        lists.append(_List(scores[:, c], overlaps, best_objects(class_boxes, c, arrays), num_gt))
+    one_list = _List(
+        np.concatenate([x.scores for x in lists]),
+        [mask << (i * len(scores)) for i, x in enumerate(lists) for mask in x.overlaps],
+        [pair for x in lists for pair in x.best],
+        sum(x.num_gt for x in lists),
+    )
+    # Weight, list, and the columns of it.
+    parts = [((1 - pooled) / max(num_classes, 1), x, [c]) for c, x in enumerate(lists)]
+    parts.append((pooled, one_list, list(range(num_classes))))
+    ap = np.full((len(iou_threshs), num_classes), np.nan)
+    value, ppd, by_overlap = 0.0, np.zeros_like(scores), np.zeros_like(scores)
+    for weight, some, columns in parts:
+        if some.num_gt == 0:
+            continue
+        lowest = matched_objects(some.best, iou_threshs[0], arrays)
+        rankings = [some.ranking(t, arrays, ap_type)._replace(lowest=lowest) for t in iou_threshs]
+        aps = [one.ap() for one in rankings]
+        if len(columns) == 1 and some is not one_list:
+            ap[:, columns[0]] = aps
+        value += weight * np.mean(aps)
+        for one in rankings:
             if gradient == "error_driven":
                 own = error_driven_gradient(
                     one.scores,
-                    np.array(matched),
-                    num_gt,
+                    np.array(one.matched),
+                    some.num_gt,
                     one.is_kept(),
                     margin,
                     transitivity == "label_aware",
                 )
             else:
                 own = one.gradient_of_steps(transitivity, gradient, min_delta, pairing == "paired")
-            ppd[:, c] += own / len(iou_threshs)
-    num_classes = max(scores.shape[1], 1)
-    # Over the overlaps, then over all K classes: those without objects count 0.
-    mean_ap = float(np.nan_to_num(ap).mean(0).sum()) / num_classes
+            own = own.reshape(len(columns), len(scores)).T
+            ppd[:, columns] += weight * own / len(iou_threshs)
+        if box_gradient == "error_driven":
+            own = np.mean([error_driven_box_gradient(one, margin) for one in rankings], 0)
+        elif box_gradient != "none":
+            own = box_gradient_of_steps(some, iou_threshs, arrays, ap_type, box_gradient)
+        else:
+            continue
+        by_overlap[:, columns] += weight * own.reshape(len(columns), len(scores)).T
     if not log_space:
-        return SlowLoss(1 - mean_ap, ap, -ppd / num_classes)
-    loss = -math.log((mean_ap + eps) / (1 + eps))
-    return SlowLoss(loss, ap, -ppd / num_classes / (mean_ap + eps))
+        return SlowLoss(1 - value, ap, -ppd, by_overlap)
+    loss = -math.log((value + eps) / (1 + eps))
+    return SlowLoss(loss, ap, -ppd / (value + eps), by_overlap / (value + eps))
+
+
+class _List(NamedTuple):
+    """What is ranked together: windows of a class, or of all. best: object and IoU of each."""
+
+    scores: np.ndarray
+    overlaps: list[int]
+    best: list[tuple[int, float]]
+    num_gt: int
+
+    def ranking(self, iou_thresh: float, arrays: dict, ap_type: str) -> "_OneRanking":
+        matched = matched_objects(self.best, iou_thresh, arrays)
+        return _OneRanking(self.scores, self.overlaps, matched, self.num_gt, ap_type)
 
 
 def best_objects(boxes: np.ndarray, c: int, arrays: dict) -> list[tuple[int, float]]:
@@ -101,13 +142,14 @@ def matched_objects(best: list[tuple[int, float]], iou_thresh: float, arrays: di
 
 
 class _OneRanking(NamedTuple):
-    """The windows of one class at one overlap."""
+    """The windows of one list at one overlap. lowest: what they match at the lowest one."""
 
     scores: np.ndarray
     overlaps: list[int]
     matched: list[int]
     num_gt: int
     ap_type: str
+    lowest: Sequence[int] = ()
 
     def order(self) -> list[int]:
         return np.argsort(-self.scores, kind="stable").tolist()

@@ -165,7 +165,10 @@ class MAPLossSettings:
     @property
     def includes_suppressed(self) -> bool:
         """Windows over objects that NMS suppresses are ranked too, each as if it were kept."""
-        return self.is_error_driven and self.transitivity == "label_aware"
+        if self.is_made_of_steps:
+            return False
+        pushes_scores = self.is_error_driven and self.transitivity == "label_aware"
+        return pushes_scores or self.box_gradient == "error_driven"
 
 
 def check_iou_threshs(threshs: Sequence[float] | str) -> tuple[float, ...]:
