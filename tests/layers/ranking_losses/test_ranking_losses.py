@@ -2,6 +2,7 @@
 """AP Loss, aLRP, Rank & Sort and its bucketed form, Smooth-AP."""
 
 import functools
+import sys
 
 import numpy as np
 import pytest
@@ -291,3 +292,25 @@ def test_cuda_gives_what_the_cpu_gives(name):
     torch.testing.assert_close(loss.cpu(), expected)
     (want,) = torch.autograd.grad(expected, scores)
     torch.testing.assert_close(torch.autograd.grad(loss, on_gpu)[0].cpu(), want)
+
+
+def test_positives_sorted_in_several_blocks_are_sorted_as_in_one(monkeypatch):
+    module = sys.modules["maploss.layers.ranking_losses.rank_sort_loss"]
+    expected = value_and_gradient("rank_sort", 3)
+    monkeypatch.setattr(module, "_BLOCK", 1)
+    loss, gradient = value_and_gradient("rank_sort", 3)
+    torch.testing.assert_close(loss, expected[0])
+    torch.testing.assert_close(gradient, expected[1])
+
+
+def value_and_gradient(name: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    scores, *others = make_case(seed)
+    scores = scores.detach().requires_grad_()
+    loss = call(name, scores, *others, delta=1.0)
+    return loss, torch.autograd.grad(loss, scores)[0]
+
+
+def test_alrp_takes_the_step_of_its_paper_if_told_none():
+    case = make_case(0)
+    assert alrp_loss(*case) == alrp_loss(*case, delta=1.0)
+    assert alrp_loss(*case) != alrp_loss(*case, delta=2.0)
