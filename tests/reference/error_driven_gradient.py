@@ -6,7 +6,7 @@ import numpy as np
 from .ranking_losses import step
 
 
-def error_driven_gradient(scores, matched_gt, num_gt, is_kept, margin, is_transitive=True):
+def error_driven_gradient(scores, matched_gt, num_gt, is_kept, margin, transitivity="label_aware"):
     """Ties keep their input order; the windows of difficult objects (-2) take no part."""
     order = np.argsort(-np.asarray(scores), kind="stable").tolist()
     tps, fps = {}, []
@@ -18,14 +18,19 @@ def error_driven_gradient(scores, matched_gt, num_gt, is_kept, margin, is_transi
             tps[gt] = i
         else:
             fps.append(i)
-    hidden = [i for i in order if not is_kept[i] and matched_gt[i] >= 0] if is_transitive else []
+    hidden = [i for i in order if not is_kept[i] and matched_gt[i] >= 0]
+    if transitivity == "none":
+        hidden = []
+    pushed = [*tps.values(), *hidden]
     gradient = np.zeros(len(scores))
-    for i in [*tps.values(), *hidden]:
+    for i in pushed:
         above = {j: step(scores[j] - scores[i], margin) for j in fps}
         better = [
             t for gt, t in tps.items() if gt != matched_gt[i] and order.index(t) < order.index(i)
         ]
         rank = 1 + len(better) + sum(above.values())
+        if transitivity == "object_aware":
+            rank *= sum(matched_gt[k] == matched_gt[i] for k in pushed)
         for j in fps:
             gradient[i] += above[j] / (num_gt * rank)
             gradient[j] -= above[j] / (num_gt * rank)

@@ -46,7 +46,8 @@ def map_loss(
 ) -> SlowLoss:
     """
     `batch`: the tensors that the loss takes, by name. `gradient` "error_driven" goes with
-    `transitivity` "label_aware" and "none"; "mee" and "sde" with "exact" and "none".
+    `transitivity` "label_aware", "object_aware" and "none"; "mee" and "sde" with "exact" and
+    "none".
     """
     arrays = {name: value.numpy() for name, value in batch.items()}
     scores, boxes = arrays["scores"].astype(float), arrays["boxes"]
@@ -88,7 +89,7 @@ def map_loss(
                     some.num_gt,
                     one.is_kept(),
                     margin,
-                    transitivity == "label_aware",
+                    transitivity,
                 )
             else:
                 own = one.gradient_of_steps(transitivity, gradient, min_delta, pairing == "paired")

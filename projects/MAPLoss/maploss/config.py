@@ -87,8 +87,11 @@ def _add_map_loss(cfg: CfgNode) -> None:
     # the rewards of sampled detections (Pinto et al. 2023, section 3), the same mAP after NMS.
     cfg.MODEL.MAP_LOSS.GRADIENT = "error_driven"
     # What a window suppressed by NMS gets: "none", "paper" (section 4.4), or this project's
-    # "label_aware" and "exact". GRADIENT "error_driven" has "none" and "label_aware"; "reinforce"
-    # has no choice: a window that NMS keeps in some samples learns from these.
+    # "label_aware", "object_aware" and "exact". GRADIENT "error_driven" has "none", "label_aware"
+    # (the push that it would have if it were kept) and "object_aware" (the same, and the windows of
+    # an object share its weight, so that it counts once however many cover it). "mee" and "sde"
+    # have all but "object_aware". "reinforce" has no choice: a window that NMS keeps in some
+    # samples learns from these.
     cfg.MODEL.MAP_LOSS.TRANSITIVITY = "label_aware"
     # Each element of the loss's gradient by the scores is clipped to [-GRAD_CLIP, GRAD_CLIP]
     # (paper, section 4.5; no value given); 1 / units of score; 0 = off. Not to be confused with

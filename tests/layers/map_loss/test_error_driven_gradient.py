@@ -131,7 +131,9 @@ def test_an_object_hidden_by_a_false_positive_is_pushed_over_it():
 
 def test_an_unknown_transitivity_or_a_wrong_mask_is_named():
     scores, matched = torch.zeros(2), torch.tensor([0, -1])
-    with pytest.raises(ValueError, match=r"transitivity.*label_aware, none, got 'exact'"):
+    with pytest.raises(
+        ValueError, match=r"transitivity.*label_aware, object_aware, none, got 'exact'"
+    ):
         error_driven_gradient(scores, matched, 1, transitivity="exact")
     with pytest.raises(ValueError, match=r"is_kept: expected shape \(2,\), got \(3,\)"):
         error_driven_gradient(scores, matched, 1, torch.ones(3, dtype=torch.bool))
@@ -139,9 +141,26 @@ def test_an_unknown_transitivity_or_a_wrong_mask_is_named():
         error_driven_gradient(scores, matched, 1, torch.ones(2))
 
 
-@pytest.mark.parametrize("transitivity", ["label_aware", "none"])
+@pytest.mark.parametrize("transitivity", ["label_aware", "object_aware", "none"])
 def test_tied_true_positives_rank_in_input_order(transitivity):
     scores, matched = torch.tensor([1.0, 1.0, 9.0]), torch.tensor([0, 1, -1])
     gradient = error_driven_gradient(scores, matched, 2, transitivity=transitivity)
     # Ranks 2 and 3, of 2 objects.
     assert gradient.tolist() == pytest.approx([1 / 4, 1 / 6, -1 / 4 - 1 / 6])
+
+
+def test_an_object_weighs_as_much_with_many_windows_as_with_one():
+    # Over object 0 NMS keeps one window and suppresses three, over object 1 it keeps the only one;
+    # both have the same false positive above them.
+    scores = torch.tensor([3.0, 1.0, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64)
+    matched_gt = torch.tensor([-1, 0, 0, 0, 0, 1])
+    is_kept = torch.tensor([True, True, False, False, False, True])
+    args = scores, matched_gt, 2, is_kept
+    aware = error_driven_gradient(*args, transitivity="object_aware")
+    assert (aware[1:5] == aware[1]).all()
+    assert aware.sum() == pytest.approx(0, abs=1e-12)
+    # Tied: object 1 has object 0's true positive above it and rank 3, not 2.
+    assert aware[1:5].sum().item() == pytest.approx(1 / 4)
+    assert aware[5].item() == pytest.approx(1 / 6)
+    alone = error_driven_gradient(*args, transitivity="label_aware")
+    assert alone[1:5].sum().item() == pytest.approx(4 / 4)

@@ -13,7 +13,7 @@ from tests.reference.ap_after_nms import greedy_nms, overlap_masks
 
 COCO = tuple(round(0.05 * i, 2) for i in range(10, 20))
 ALL = [
-    *(("error_driven", transitivity) for transitivity in ("label_aware", "none")),
+    *(("error_driven", level) for level in ("label_aware", "object_aware", "none")),
     *(
         (gradient, transitivity)
         for gradient in ("mee", "sde")
@@ -87,7 +87,7 @@ def assert_as_by_the_loops(batch: dict, iou_threshs: tuple, **settings) -> None:
     assert expected.gradient.any()
 
 
-@pytest.mark.parametrize("transitivity", ["label_aware", "none"])
+@pytest.mark.parametrize("transitivity", ["label_aware", "object_aware", "none"])
 @pytest.mark.parametrize("seed", range(15))
 def test_values_and_error_driven_gradients_are_those_of_the_loops(seed, transitivity):
     settings = {

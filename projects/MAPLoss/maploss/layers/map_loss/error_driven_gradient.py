@@ -24,7 +24,7 @@ from ..match_detections import UNMATCHED
 from .detections import Detections
 from .rankings import Matched, Ranking, running_sums
 
-ERROR_DRIVEN_TRANSITIVITIES = ("label_aware", "none")
+ERROR_DRIVEN_TRANSITIVITIES = ("label_aware", "object_aware", "none")
 # Beyond these float32 scores underflow or overflow.
 _LEAST_MARGIN, _LARGEST_MARGIN = 1e-6, 1e6
 
@@ -65,6 +65,11 @@ def error_driven_gradient(
     windows over no object still get nothing: they cannot lower AP from where they are. Tied true
     positives count in input order.
 
+    With "object_aware" (this project's own) the windows of an object, kept or not, share its
+    weight: w_ij is divided by their number. This is the gradient of the mean AP over which of them
+    NMS might have kept, each as likely as the others. An object that many windows cover, as large
+    ones are, weighs as much as any other, as it does in AP.
+
     Args:
         scores: (R,) float of one class.
         matched_gt: (R,) int64, index of the object matched, -1 for none, -2 for a difficult object.
@@ -72,7 +77,7 @@ def error_driven_gradient(
         is_kept: (R,) bool, what NMS keeps; None means all.
         margin: in units of the scores, 1e-6 to 1e6; a true positive is safe from false positives so
             far below it.
-        transitivity: "label_aware" or "none".
+        transitivity: "label_aware", "object_aware" or "none".
 
     Returns:
         (R,) of the scores' dtype: the direction in which AP rises.
@@ -169,10 +174,12 @@ def gradient_of_errors(ranking: Ranking, errors: Errors, transitivity: str) -> t
     """
     matched, ramps = ranking.matched, errors.ramps
     is_pushed = matched.is_tp
-    if transitivity == "label_aware":
+    if transitivity != "none":
         is_object = matched.objects >= 0
         is_pushed = is_pushed | (matched.is_matched & is_object & ~matched.is_kept)
     ranks = 1 + errors.tps_above + errors.fps_above
+    if transitivity == "object_aware":
+        ranks = ranks * _windows_of_object(matched, is_pushed)
     weight = is_pushed / (ranking.num_gt[matched.classes] * ranks)
     # What is over no object is a false positive at all overlaps: the sum of weights will do.
     places = torch.arange(len(ranking.order), device=weight.device)
@@ -183,6 +190,18 @@ def gradient_of_errors(ranking: Ranking, errors: Errors, transitivity: str) -> t
     pushes = weight * errors.fps_above - matched.is_fp * shares
     gradient.index_add_(0, matched.places, pushes.sum(0))
     return gradient / ranking.num_overlaps
+
+
+def _windows_of_object(matched: Matched, is_pushed: torch.Tensor) -> torch.Tensor:
+    """(T, q) float64, how many windows over the same object are pushed, at least 1."""
+    # One object more, for the difficult ones.
+    objects = matched.objects.clamp(min=-1) % (matched.tp_at.shape[1] + 1)
+    objects = objects.expand(is_pushed.shape)
+    counts = torch.zeros(
+        (len(is_pushed), matched.tp_at.shape[1] + 1), dtype=torch.float64, device=objects.device
+    )
+    counts.scatter_add_(1, objects, is_pushed.double())
+    return counts.gather(1, objects).clamp_(min=1)
 
 
 def _find_ramps(ranking: Ranking, margin: float) -> Ramps:

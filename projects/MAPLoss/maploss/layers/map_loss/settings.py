@@ -44,7 +44,8 @@ class MAPLossSettings:
             "reinforce", from sampled detections (Pinto et al. 2023), see
             :func:`~maploss.layers.map_loss.reinforce_gradient.reinforce_gradient`.
         transitivity: what the windows get that NMS suppresses: "none", "paper", "label_aware" or
-            "exact", see :func:`nms_ap_steps`; with "error_driven" "none" or "label_aware"; not of
+            "exact", see :func:`nms_ap_steps`; with "error_driven" "none", "label_aware" or
+            "object_aware", see :func:`error_driven_gradient`; not of
             "reinforce", whose samples go through NMS.
         box_gradient: by the overlap of boxes with their objects: "none"; "error_driven", see
             :func:`overlap_gradient_of_errors`; or "mee" or "sde", from the nearest overlaps at
@@ -167,7 +168,7 @@ class MAPLossSettings:
         """Windows over objects that NMS suppresses are ranked too, each as if it were kept."""
         if self.is_made_of_steps:
             return False
-        pushes_scores = self.is_error_driven and self.transitivity == "label_aware"
+        pushes_scores = self.is_error_driven and self.transitivity != "none"
         return pushes_scores or self.box_gradient == "error_driven"
 
 
