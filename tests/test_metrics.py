@@ -6,6 +6,7 @@ import re
 
 import pytest
 from detectron2.engine import default_argument_parser
+from maploss.modeling.ranking_loss import FOCAL_LOSSES, RANKING_LOSSES
 
 import train_net
 from tests.tiny import REPOSITORY, arguments
@@ -13,6 +14,7 @@ from tests.tiny import REPOSITORY, arguments
 ALL_OF_THE_LOSS = {
     "MODEL__MAP_LOSS__IOU_THRESHS": "coco",
     "MODEL__MAP_LOSS__BOX_REG": "regressed",
+    "MODEL__MAP_LOSS__POOLED": 0.5,
     "MODEL__MAP_LOSS__MEMORY": 2,
     "MODEL__ROI_BOX_HEAD__BBOX_REG_LOSS_WEIGHT": 1.0,
     "DATALOADER__UNREADABLE_IMAGES": "skip",
@@ -42,8 +44,15 @@ def written(folder, config, **keys):
         (
             "map",
             ALL_OF_THE_LOSS,
-            {"map_per_overlap/0.75", "map_per_class/a", "data/skipped_images"},
+            {
+                "loss_map_box",
+                "map/minibatch_pooled_ap",
+                "map_per_overlap/0.75",
+                "map_per_class/a",
+                "data/skipped_images",
+            },
         ),
+        ("map", ALL_OF_THE_LOSS | {"MODEL__MAP_LOSS__BOX_GRADIENT": "none"}, {"loss_box_reg"}),
         ("softmax_box_reg", {"SOLVER__MAX_ITER": 4}, {"loss_cls", "time"}),
         ("parameterized_ap", {"MODEL__RANKING_LOSS__NAME": "ap"}, {"loss_ap", "loss_box_giou"}),
         ("faster_rcnn", {}, {"loss_rpn_loc", "rpn/num_neg_anchors"}),
@@ -55,6 +64,12 @@ def test_each_key_that_a_run_writes_is_explained(tiny_data, config, keys, among)
     assert among <= found
     patterns = explained()
     assert [key for key in sorted(found) if not any(x.fullmatch(key) for x in patterns)] == []
+
+
+def test_each_loss_of_a_ranking_is_explained():
+    patterns = explained()
+    names = [f"loss_{name}" for name in (*RANKING_LOSSES, *FOCAL_LOSSES)]
+    assert [name for name in names if not any(x.fullmatch(name) for x in patterns)] == []
 
 
 def test_each_scalar_that_the_package_names_is_explained():

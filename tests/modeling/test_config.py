@@ -135,68 +135,76 @@ def test_every_config_writes_to_a_folder_of_its_own():
     assert [folder for folder, count in folders.items() if count > 1] == []
 
 
-def test_the_loss_gets_the_settings_of_the_config(tiny_cfg):
+# Keys of MODEL.MAP_LOSS, none at its default, and what the loss gets of them.
+KEYS = {
+    "AP_TYPE": "voc07",
+    "IOU_THRESHS": [0.6, 0.7],
+    "GRADIENT": "sde",
+    "TRANSITIVITY": "paper",
+    "GRAD_CLIP": 0.1,
+    "ERROR_DRIVEN": {"MARGIN": 2.0},
+    "NEAREST_STEPS": {"MIN_DELTA": 0.2, "PAIRING": "none"},
+    "REINFORCE": {"NUM_SAMPLES": 5, "NOISE": 0.3},
+    "LOG_SPACE": {"ENABLED": True, "EPS": 0.03},
+    "SCORE_REG": {"WEIGHT": 2e-5, "POWER": 2.0},
+    "BOX_REG": "regressed",
+    "BOX_GRADIENT": "mee",
+    "POOLED": 0.25,
+    "MEMORY": 3,
+}
+FOR_ALL = {"iou_threshs": (0.6, 0.7), "ap_type": "voc07", "nms_thresh": 0.4, "grad_clip": 0.1}
+SETTINGS_OF_STEPS = MAPLossSettings(
+    **FOR_ALL,
+    gradient="sde",
+    transitivity="paper",
+    box_gradient="mee",
+    pooled=0.25,
+    eps=0.03,
+    min_delta=0.2,
+    pairing="none",
+)
+
+
+@pytest.fixture
+def unusual_cfg(tiny_cfg):
+    """The tiny detector with KEYS."""
     tiny_cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = 0.4
-    tiny_cfg.MODEL.MAP_LOSS.merge_from_other_cfg(
-        CfgNode(
-            {
-                "AP_TYPE": "voc07",
-                "IOU_THRESHS": [0.6, 0.7],
-                "GRADIENT": "sde",
-                "TRANSITIVITY": "paper",
-                "GRAD_CLIP": 0.1,
-                "ERROR_DRIVEN": {"MARGIN": 2.0},
-                "NEAREST_STEPS": {"MIN_DELTA": 0.2, "PAIRING": "none"},
-                "LOG_SPACE": {"ENABLED": True, "EPS": 0.03},
-                "SCORE_REG": {"WEIGHT": 2e-5, "POWER": 2.0},
-                "MEMORY": 3,
-            }
-        )
-    )
-    predictor = MAPOutputLayers(tiny_cfg, ShapeSpec(channels=2))
+    tiny_cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT = 1.0
+    tiny_cfg.MODEL.MAP_LOSS.merge_from_other_cfg(CfgNode(KEYS))
+    return tiny_cfg
+
+
+def test_the_loss_gets_the_settings_of_the_config(unusual_cfg):
+    predictor = MAPOutputLayers(unusual_cfg, ShapeSpec(channels=2))
     assert predictor.test_nms_iou_thresh == 0.4
+    assert predictor.nms_on_regressed
     loss = predictor.map_loss
     assert (loss.score_reg_weight, loss.score_reg_power) == (2e-5, 2.0)
     assert loss.memory.size == 3
-    steps = MAPLossSettings(
-        iou_threshs=(0.6, 0.7),
-        ap_type="voc07",
-        nms_thresh=0.4,
-        gradient="sde",
-        transitivity="paper",
-        grad_clip=0.1,
-        eps=0.03,
-        min_delta=0.2,
-        pairing="none",
+    assert loss.settings == SETTINGS_OF_STEPS
+
+
+def test_what_belongs_to_another_choice_takes_no_part(unusual_cfg):
+    keys = unusual_cfg.MODEL.MAP_LOSS
+    keys.REINFORCE.NUM_SAMPLES = 7
+    assert map_loss_from_config(unusual_cfg).settings == SETTINGS_OF_STEPS
+    keys.REINFORCE.NUM_SAMPLES = 5
+    keys.GRADIENT, keys.TRANSITIVITY, keys.POOLED = "reinforce", "label_aware", 0.0
+    samples = {"gradient": "reinforce", "eps": 0.03, "num_samples": 5, "noise": 0.3}
+    assert map_loss_from_config(unusual_cfg).settings == MAPLossSettings(
+        **FOR_ALL, **samples, box_gradient="mee"
     )
-    assert loss.settings == steps
-    # What belongs to another choice takes no part.
-    tiny_cfg.MODEL.MAP_LOSS.REINFORCE.NUM_SAMPLES = 5
-    tiny_cfg.MODEL.MAP_LOSS.REINFORCE.NOISE = 0.3
-    assert map_loss_from_config(tiny_cfg).settings == steps
-    tiny_cfg.MODEL.MAP_LOSS.TRANSITIVITY = "label_aware"
-    tiny_cfg.MODEL.MAP_LOSS.GRADIENT = "reinforce"
-    assert map_loss_from_config(tiny_cfg).settings == MAPLossSettings(
-        iou_threshs=(0.6, 0.7),
-        ap_type="voc07",
-        nms_thresh=0.4,
-        gradient="reinforce",
-        grad_clip=0.1,
-        eps=0.03,
-        num_samples=5,
-        noise=0.3,
+    # The margin is that of boxes as well.
+    keys.BOX_GRADIENT = "error_driven"
+    assert map_loss_from_config(unusual_cfg).settings == MAPLossSettings(
+        **FOR_ALL, **samples, box_gradient="error_driven", margin=2.0
     )
-    tiny_cfg.MODEL.MAP_LOSS.GRADIENT = "error_driven"
-    tiny_cfg.MODEL.MAP_LOSS.TRANSITIVITY = "none"
-    tiny_cfg.MODEL.MAP_LOSS.LOG_SPACE.ENABLED = False
-    assert map_loss_from_config(tiny_cfg).settings == MAPLossSettings(
-        iou_threshs=(0.6, 0.7),
-        ap_type="voc07",
-        nms_thresh=0.4,
-        transitivity="none",
-        grad_clip=0.1,
-        log_space=False,
-        margin=2.0,
+    # Without regression boxes have no gradient.
+    keys.BOX_REG = "none"
+    assert map_loss_from_config(unusual_cfg).settings == MAPLossSettings(**FOR_ALL, **samples)
+    keys.GRADIENT, keys.TRANSITIVITY, keys.LOG_SPACE.ENABLED = "error_driven", "none", False
+    assert map_loss_from_config(unusual_cfg).settings == MAPLossSettings(
+        **FOR_ALL, transitivity="none", log_space=False, margin=2.0
     )
 
 
@@ -218,6 +226,8 @@ ACTING = {
     "LOG_SPACE.EPS": ("0.01", []),
     "SCORE_REG.WEIGHT": ("0.1", []),
     "SCORE_REG.POWER": ("2.0", ["SCORE_REG.WEIGHT", "0.1"]),
+    "BOX_GRADIENT": ("mee", ["BOX_REG", "regressed"]),
+    "POOLED": ("0.5", []),
     "MEMORY": ("1", []),
 }
 # Those of the detector and of its pictures, which act in test_output_layers.py,
@@ -237,8 +247,11 @@ def test_each_key_of_the_loss_is_known_to_the_test_that_it_acts(tiny_cfg):
     assert {*keys_of(tiny_cfg.MODEL.MAP_LOSS)} == {*ACTING, *OTHERS}
 
 
-def loss_and_gradient(cfg, overrides):
-    """Of the second of two minibatches, by keys of MODEL.MAP_LOSS and values."""
+def loss_and_gradients(cfg, overrides):
+    """
+    Of the second of two minibatches, by keys of MODEL.MAP_LOSS and values: the loss, its gradient
+    by the scores and by the overlap of boxes.
+    """
     cfg = cfg.clone()
     names = [f"MODEL.MAP_LOSS.{key}" for key in overrides[::2]]
     cfg.merge_from_list([x for pair in zip(names, overrides[1::2], strict=True) for x in pair])
@@ -250,19 +263,20 @@ def loss_and_gradient(cfg, overrides):
         boxes = torch.cat([corner, corner + 20 + 6 * torch.rand(60, 2, generator=generator)], 1)
         scores = torch.randn(60, 2, generator=generator, requires_grad=True)
         ids, gt_ids = torch.arange(60) % 2, torch.arange(8) % 2
-        losses, _ = loss(scores, boxes, ids, boxes[:8] + 1, torch.arange(8) // 4, gt_ids)
+        losses, stats = loss(scores, boxes, ids, boxes[:8] + 1, torch.arange(8) // 4, gt_ids)
         total = sum(losses.values())
         total.backward()
-    return float(total.detach()), scores.grad
+    by_overlap = stats.box_gradient.by_overlap if stats.box_gradient else torch.zeros(())
+    return total.detach(), scores.grad, by_overlap
 
 
 @pytest.mark.parametrize("key", ACTING)
 def test_each_key_of_the_loss_acts(tiny_cfg, key):
     value, before = ACTING[key]
-    old_loss, old_gradient = loss_and_gradient(tiny_cfg, before)
-    loss, gradient = loss_and_gradient(tiny_cfg, [*before, key, value])
-    change = abs(loss - old_loss) + float((gradient - old_gradient).abs().max())
-    assert change > 1e-4
+    old = loss_and_gradients(tiny_cfg, before)
+    new = loss_and_gradients(tiny_cfg, [*before, key, value])
+    changes = [float((x - y).abs().max()) for x, y in zip(new, old, strict=True)]
+    assert max(changes) > 1e-4
 
 
 def test_the_defaults_are_those_of_the_loss():
@@ -336,6 +350,10 @@ def test_overlaps_are_a_list_or_the_word_coco(tmp_path, way, in_file, in_line, e
         ("MAP_LOSS.LOG_SPACE.EPS", "0.0", r"MODEL.MAP_LOSS.LOG_SPACE: eps: .* got 0"),
         ("MAP_LOSS.SCORE_REG.WEIGHT", "-1.0", r"MODEL.MAP_LOSS: score_reg_weight: .* got -1"),
         ("MAP_LOSS.SCORE_REG.POWER", "0.5", r"MODEL.MAP_LOSS: score_reg_power: .* got 0.5"),
+        ("MAP_LOSS.POOLED", "-0.1", r"MODEL.MAP_LOSS: pooled: expected .* in \[0, 1\], got -0.1"),
+        ("MAP_LOSS.POOLED", "1.5", r"MODEL.MAP_LOSS: pooled: expected .* in \[0, 1\], got 1.5"),
+        # Also where no box is regressed.
+        ("MAP_LOSS.BOX_GRADIENT", "giou", r"MODEL.MAP_LOSS: box_gradient: .*, got 'giou'"),
         ("ROI_HEADS.NMS_THRESH_TEST", "1.5", r"MODEL.ROI_HEADS.NMS_THRESH_TEST: nms_thresh: "),
     ],
 )

@@ -41,6 +41,18 @@ REINFORCE = {"gradient": "reinforce"}
         ({"noise": 0.0, **REINFORCE}, ValueError, "noise.*above 0.*got 0"),
         ({"noise": float("inf"), **REINFORCE}, ValueError, "noise.*above 0.*inf"),
         ({"noise": "much", **REINFORCE}, TypeError, "noise.*a number.*'much'"),
+        ({"pooled": -0.1}, ValueError, r"pooled.*a number in \[0, 1\], got -0.1"),
+        ({"pooled": 1.5}, ValueError, r"pooled.*a number in \[0, 1\], got 1.5"),
+        ({"pooled": float("nan")}, ValueError, r"pooled.*a number in \[0, 1\], got nan"),
+        ({"pooled": "half"}, TypeError, "pooled.*a number.*'half'"),
+        ({"pooled": True}, TypeError, "pooled.*a number.*True"),
+        ({"pooled": None}, TypeError, "pooled.*a number.*None"),
+        (
+            {"box_gradient": "giou"},
+            ValueError,
+            "box_gradient.*none, error_driven, mee, sde.*'giou'",
+        ),
+        ({"box_gradient": None}, ValueError, "box_gradient.*none, error_driven, mee, sde.*None"),
         ({"clip": 0.5}, TypeError, "unexpected.*'clip'"),
     ],
     ids=itertools.count(),  # mutmut cannot name a test with brackets
@@ -61,6 +73,13 @@ def test_a_field_out_of_its_range_is_named_with_what_it_may_be(field, error, say
         ({"margin": 0.5, **REINFORCE}, "margin.*1.0, its default, with gradient 'reinforce'"),
         ({"min_delta": 0.1, **REINFORCE}, "min_delta.*0.5, its default, with gradient 'reinforce'"),
         ({"transitivity": "none", **REINFORCE}, "transitivity.*'label_aware', its default, with"),
+        (
+            {"pooled": 0.5, **REINFORCE},
+            "pooled.*0.0, its default, with gradient 'reinforce', got 0",
+        ),
+        # Steps of boxes are in units of IoU.
+        ({"min_delta": 0.1, "box_gradient": "mee"}, "min_delta.*0.5, its default, with gradient"),
+        ({"margin": 0.5, "gradient": "mee", "box_gradient": "sde"}, "margin.*1.0, its default"),
         ({"eps": 0.5, "log_space": False}, "eps.*1.0, its default, with log_space False"),
     ],
     ids=itertools.count(),  # mutmut cannot name a test with brackets
@@ -68,6 +87,12 @@ def test_a_field_out_of_its_range_is_named_with_what_it_may_be(field, error, say
 def test_a_field_that_would_have_no_effect_is_refused(fields, says):
     with pytest.raises(ValueError, match=says):
         MAPLossSettings(**fields)
+
+
+@pytest.mark.parametrize("gradient", ["mee", "sde", "reinforce"])
+def test_the_margin_is_that_of_error_driven_boxes_as_well(gradient):
+    settings = MAPLossSettings(gradient=gradient, box_gradient="error_driven", margin=0.5)
+    assert settings.margin == 0.5
 
 
 def test_coco_is_ten_overlaps():
