@@ -97,7 +97,7 @@ def _add_map_loss(cfg: CfgNode) -> None:
     # (paper, section 4.5; no value given); 1 / units of score; 0 = off. Not to be confused with
     # SOLVER.CLIP_GRADIENTS, which clips the gradients of parameters.
     cfg.MODEL.MAP_LOSS.GRAD_CLIP = 0.0
-    # Of GRADIENT "error_driven".
+    # Of GRADIENT and BOX_GRADIENT "error_driven".
     cfg.MODEL.MAP_LOSS.ERROR_DRIVEN = CfgNode()
     # A true positive is safe from false positives so far below it, in units of score.
     cfg.MODEL.MAP_LOSS.ERROR_DRIVEN.MARGIN = 1.0
@@ -136,13 +136,14 @@ def _add_map_loss(cfg: CfgNode) -> None:
     # regression makes of them, each class its own.
     cfg.MODEL.MAP_LOSS.BOX_REG = "none"
     # How boxes learn where they are regressed. "error_driven": 1 - GIoU of each box, as each class,
-    # with its object, weighted by what AP would gain if it were the true positive: scores and boxes
-    # have the derivatives of one number, and no weight is to be chosen (this project). "mee",
-    # "sde": weighted by the slope to the nearest overlaps at which AP changes. "none":
+    # with its object, weighted by what AP would gain if it were the true positive (this project).
+    # "mee", "sde": weighted by the slope to the nearest overlaps at which AP changes, for BOX_REG
+    # "regressed" only. Scores and boxes then follow one number, with no weight between them other
+    # than MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT 1. "none":
     # MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE of the windows that sampling labels.
     cfg.MODEL.MAP_LOSS.BOX_GRADIENT = "error_driven"
     # Share, in [0, 1], of the AP of all classes in one list (AP-pool, Dave et al. 2021), which
-    # makes scores of different classes comparable; the rest is mAP.
+    # makes scores of different classes comparable; the rest is mAP. 0 with GRADIENT "reinforce".
     cfg.MODEL.MAP_LOSS.POOLED = 0.0
     # The detections of so many earlier minibatches stay in the ranking, as constants; 0 = none.
     cfg.MODEL.MAP_LOSS.MEMORY = 0

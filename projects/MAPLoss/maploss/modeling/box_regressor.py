@@ -111,16 +111,49 @@ class BoxRegressor(nn.Linear):
                 background.
         """
         inds = (gt_classes < num_classes).nonzero().squeeze(1)
-        box_inds = gt_classes[inds] if self.num_boxes > 1 else torch.zeros_like(inds)
-        own = outputs.view(len(outputs), self.num_boxes, 4)[inds, box_inds]
-        mean, std = self.target_mean[box_inds], self.target_std[box_inds]
-        if self.loss_type == "giou":
-            boxes = _TRANSFORM.apply_deltas(own * std + mean, windows[inds])
-            each = _giou_losses(boxes, gt_boxes[inds]).to(own.dtype)
-        else:
-            targets = ((box_deltas(windows[inds], gt_boxes[inds]) - mean) / std).to(own.dtype)
-            each = F.smooth_l1_loss(own, targets, reduction="none", beta=self.beta).sum(dim=1)
-        return outputs.new_zeros(len(outputs)).index_add(0, inds, self.loss_weight * each)
+        found = outputs[inds], windows[inds], gt_boxes[inds], gt_classes[inds]
+        losses = self.giou_losses if self.loss_type == "giou" else self._smooth_l1_losses
+        return outputs.new_zeros(len(outputs)).index_add(0, inds, self.loss_weight * losses(*found))
+
+    def giou_losses(
+        self,
+        outputs: torch.Tensor,
+        windows: torch.Tensor,
+        gt_boxes: torch.Tensor,
+        classes: torch.Tensor,
+    ) -> torch.Tensor:
+        """
+        (F,) 1 - GIoU of the regressed box, not clipped, that each of F windows has for a class, and
+        an object; nan for a box that is not finite.
+
+        Args:
+            outputs: (F, 4 B) of :meth:`forward`. windows, gt_boxes: (F, 4) XYXY. classes: (F,)
+                int64 in [0, K).
+        """
+        own, mean, std = self._of_class(outputs, classes)
+        boxes = _TRANSFORM.apply_deltas(own * std + mean, windows)
+        return _giou_losses(boxes, gt_boxes).to(own.dtype)
+
+    def _smooth_l1_losses(
+        self,
+        outputs: torch.Tensor,
+        windows: torch.Tensor,
+        gt_boxes: torch.Tensor,
+        classes: torch.Tensor,
+    ) -> torch.Tensor:
+        """(F,) between the outputs and their targets; arguments as for :meth:`giou_losses`."""
+        own, mean, std = self._of_class(outputs, classes)
+        targets = ((box_deltas(windows, gt_boxes) - mean) / std).to(own.dtype)
+        return F.smooth_l1_loss(own, targets, reduction="none", beta=self.beta).sum(dim=1)
+
+    def _of_class(
+        self, outputs: torch.Tensor, classes: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(F, 4) each: the outputs for the box of a class, mean and deviation of their targets."""
+        boxes = classes if self.num_boxes > 1 else torch.zeros_like(classes)
+        each = torch.arange(len(boxes), device=boxes.device)
+        own = outputs.view(len(outputs), self.num_boxes, 4)[each, boxes]
+        return own, self.target_mean[boxes], self.target_std[boxes]
 
     def boxes(self, outputs: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
         """(R, 4 B) outputs and (R, 4) windows to (R, B, 4) boxes XYXY, not clipped."""

@@ -11,6 +11,7 @@ from detectron2.data import MetadataCatalog
 from ..layers import MAPLoss, MAPLossSettings
 from ..layers.average_precision import AP_TYPES
 from ..layers.checks import check_choice
+from ..layers.map_loss.settings import COCO_IOU_THRESHS, check_iou_threshs
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,8 @@ def settings_from_config(cfg: CfgNode) -> MAPLossSettings:
         MAPLossSettings(**log_space)
     with _naming("MODEL.ROI_HEADS.NMS_THRESH_TEST"):
         MAPLossSettings(**nms)
+    with _naming("MODEL.MAP_LOSS"):
+        MAPLossSettings(box_gradient=keys.BOX_GRADIENT)
     # Boxes that are not trained need no gradient.
     box_gradient = keys.BOX_GRADIENT if keys.BOX_REG != "none" else "none"
     chosen = {"iou_threshs": iou_threshs_from_config(cfg)}
@@ -108,13 +111,25 @@ def ap_type_from_config(cfg: CfgNode) -> str:
     return ap_type
 
 
-def iou_threshs_from_config(cfg: CfgNode) -> list[float] | str:
+def iou_threshs_from_config(cfg: CfgNode) -> tuple[float, ...]:
     """
     MODEL.MAP_LOSS.IOU_THRESHS, or if that is None, those by which the first data set is judged: ten
-    where its metadata has the ap_type or the evaluator of COCO, else .5.
+    where its metadata has the ap_type or the evaluator of COCO, else .5. Warns of overlaps at which
+    no evaluation is made.
+
+    Raises:
+        ValueError, TypeError: as :func:`map_loss_from_config`.
     """
     threshs = cfg.MODEL.MAP_LOSS.IOU_THRESHS
     if threshs is not None:
+        with _naming("MODEL.MAP_LOSS"):
+            threshs = check_iou_threshs(threshs)
+        others = [f"{x:g}" for x in threshs if x not in COCO_IOU_THRESHS]
+        if others:
+            logger.warning(
+                f"MODEL.MAP_LOSS.IOU_THRESHS: the loss has {', '.join(others)}, the evaluation "
+                ".5, .55, .., .95 only"
+            )
         return threshs
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     metadata = MetadataCatalog.get(names[0]) if names else None
@@ -124,7 +139,7 @@ def iou_threshs_from_config(cfg: CfgNode) -> list[float] | str:
     if metadata is not None:
         overlaps = "ten overlaps, .5 to .95" if is_coco else "one overlap, .5"
         logger.info(f"Overlaps of the loss: {overlaps}, as in the evaluation of {names[0]!r}")
-    return "coco" if is_coco else [0.5]
+    return COCO_IOU_THRESHS if is_coco else (0.5,)
 
 
 @contextlib.contextmanager

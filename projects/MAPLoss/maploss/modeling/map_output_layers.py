@@ -12,11 +12,11 @@ from detectron2.layers import ShapeSpec
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
-from fvcore.nn import giou_loss
 from torch import nn
 
 from ..layers import MAPLoss, MAPLossStats
 from ..layers.checks import check_choice
+from ..layers.steps.pseudo_gradient import ESTIMATORS
 from ..layers.surrogate_gradient import scale_gradient
 from .box_regressor import box_predictor_of
 from .gradient_cache import BoxTargets, GradientCache, LossInputs
@@ -72,6 +72,12 @@ class MAPOutputLayers(WindowOutputLayers):
                 "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT: expected a number above 0 with "
                 f"MODEL.MAP_LOSS.BOX_REG {box_reg!r}, got {ret['box_reg_weight']}"
             )
+        box_gradient = cfg.MODEL.MAP_LOSS.BOX_GRADIENT
+        if box_reg == "windows" and box_gradient in ESTIMATORS:
+            raise ValueError(
+                "MODEL.MAP_LOSS.BOX_GRADIENT: expected error_driven or none with BOX_REG 'windows' "
+                f"(no regression moves the windows over an overlap), got {box_gradient!r}"
+            )
         ret["nms_on_regressed"] = box_reg == "regressed"
         ret["class_names"] = _class_names(cfg)
         ret["map_loss"] = map_loss_from_config(cfg)
@@ -119,22 +125,28 @@ class MAPOutputLayers(WindowOutputLayers):
         self, outputs: WindowOutputs, windows: list[Instances], targets: BoxTargets
     ) -> torch.Tensor:
         """
-        sum_i w_i (1 - GIoU_i) over windows as each class: w_i is what the loss of mAP falls with
-        the IoU of box i and its object, so that scores and boxes have the derivatives of one
-        number. GIoU carries it on where the boxes do not touch. Times the weight of box regression.
+        loss_weight sum_i w_i (1 - GIoU_i) over windows i as each class, the sum of all processes:
+        by w_i the loss of mAP falls with the IoU of box i and its object, so that scores and boxes
+        follow one number. GIoU takes the place of IoU, from which it differs by the share of the
+        hull that neither box covers.
+
+        Args:
+            outputs: for the R windows.
+            windows: N Instances with proposal_boxes.
+            targets: for them; weights are constants.
         """
         window, classes = (targets.weights != 0).nonzero().unbind(1)
         own = torch.cat([x.proposal_boxes.tensor for x in windows])[window]
-        boxes = self.bbox_pred.boxes(outputs.deltas[window], own)
-        each = torch.arange(len(window), device=window.device)
-        boxes = boxes[each, classes if self.bbox_pred.num_boxes > 1 else 0]
-        gt_boxes = targets.gt_boxes[targets.objects[window, classes]].to(boxes.dtype)
-        weights = targets.weights[window, classes].to(boxes.dtype)
-        loss = (weights * giou_loss(boxes, gt_boxes)).sum()
+        gt_boxes = targets.gt_boxes[targets.objects[window, classes]]
+        losses = self.bbox_pred.giou_losses(outputs.deltas[window], own, gt_boxes, classes)
+        loss = (targets.weights[window, classes].to(losses.dtype) * losses).sum()
         return self.bbox_pred.loss_weight * comm.get_world_size() * loss
 
     def rank(self, inputs: LossInputs) -> GradientCache:
-        """The losses of a minibatch but loss_box_reg, and their gradient by its scores."""
+        """
+        The losses of a minibatch but that of its boxes, their gradient by its scores, and what its
+        boxes are to learn.
+        """
         with torch.enable_grad():
             inputs = inputs._replace(scores=inputs.scores.detach().requires_grad_())
             losses, stats = self.map_loss(*inputs, group=_all_ranks())

@@ -106,7 +106,8 @@ class WindowROIHeads(ROIHeads):
     ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
         """
         Args: as Detectron2's ROIHeads. targets may have gt_difficult (Gi,), 1 or True for objects
-            that are difficult, and gt_is_crowd for crowds; without these no object is.
+            that are difficult, and gt_is_crowd for crowds, which are difficult as well; without
+            these no object is.
 
         Returns:
             In training the windows that train and the losses, at test the detections and {}.
@@ -286,9 +287,9 @@ def _check_parts(cfg: CfgNode) -> None:
 
 
 def _with_difficult(targets: Instances) -> Instances:
-    """The targets, with gt_difficult: 0 where the mapper gave none."""
-    if targets.has("gt_difficult"):
-        return targets
+    """The targets, with gt_difficult (Gi,) bool: crowds too, none where the mapper gave neither."""
     targets = Instances(targets.image_size, **targets.get_fields())
-    targets.gt_difficult = torch.zeros_like(targets.gt_classes)
+    flags = [targets.get(x) != 0 for x in ("gt_difficult", "gt_is_crowd") if targets.has(x)]
+    none = torch.zeros_like(targets.gt_classes, dtype=torch.bool)
+    targets.gt_difficult = torch.stack([none, *flags]).any(0)
     return targets

@@ -41,8 +41,9 @@ def overlap_gradient_of_errors(ranking: Ranking, errors: Errors) -> torch.Tensor
 
         (1 + true positives of others above) / ((1 + these + sum of H over false positives) G).
 
-    Windows that NMS suppresses count as if they were kept; what is not over an object has 0. This
-    project's own.
+    Windows that NMS suppresses count as if they were kept; what is not over an object, or over a
+    difficult one, has 0. A window that is a false positive at an overlap counts itself with
+    H(0) = 1/2 there. This project's own.
 
     Args:
         ranking: of all classes.
@@ -65,7 +66,8 @@ def overlap_step_gradient(
 ) -> torch.Tensor:
     """
     (m,) float64, pseudo partial derivatives of AP, the mean over overlaps, by the IoU of some
-    detections with the object that each overlaps most, from the nearest steps.
+    detections with the object that each overlaps most, from the nearest steps: 0 or more. One over
+    a difficult object has steps too: from there on it is no false positive.
 
     Args:
         ranking: of all classes.

@@ -23,11 +23,11 @@ from .step_gradient import step_gradient
 
 class BoxGradient(NamedTuple):
     """
-    How AP changes with the boxes.
+    What better boxes are worth.
 
     Args:
-        by_overlap: (R, K) float64, pseudo partial derivatives by the IoU of each window's box, as
-            each class, with its object.
+        by_overlap: (R, K) float64, 0 or more, pseudo partial derivatives by the IoU of each
+            window's box, as each class, with its object.
         objects: (R, K) int64, index in the G objects of that object, UNMATCHED for none.
     """
 

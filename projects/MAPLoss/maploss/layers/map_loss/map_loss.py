@@ -55,9 +55,10 @@ class MAPLossStats(NamedTuple):
             summed over windows (0 or more).
         nonzero_share, clipped_share: 0-d, of the R * K scores, how many have a gradient, and how
             many one that was clipped.
-        gradient: (R, K), of the loss.
+        gradient: (R, K), of the loss by the scores.
         pooled_ap: 0-d, AP of all classes in one list; None where `settings.pooled` is 0.
-        box_gradient: what better boxes are worth; None with `settings.box_gradient` "none".
+        box_gradient: by how much the loss falls with the IoU of each box and its object; not
+            clipped. None with `settings.box_gradient` "none".
         minibatch: what was ranked, for :meth:`class_detections` and :meth:`seconds`.
 
     Example:
@@ -134,6 +135,11 @@ def map_loss(
     overlaps, each element clipped to [-grad_clip, grad_clip] (Henderson & Ferrari 2016, sections
     4.3 to 4.5). Classes without an object in the minibatch get none. The error-driven gradient
     weighs recall by area whatever `settings.ap_type` says: that then changes the value only.
+
+    With `settings.pooled` p, (1 - p) mAP + p AP-pool takes the place of mAP: AP-pool is the AP of
+    all classes in one list, the mean over overlaps. Then all classes have a gradient, unless the
+    minibatch is without any object. Boxes are constants to the loss; what better ones are worth is
+    in the stats, see :class:`MAPLossStats`.
 
     Args:
         scores: (R, K) raw class scores, float32 or float64, without background.

@@ -52,10 +52,11 @@ class MAPLossSettings:
             which AP changes, see :func:`overlap_step_gradient`.
         pooled: share in [0, 1] of AP of all classes in one list (AP-pool of Dave et al. 2021,
             arXiv 2102.01066), which makes scores of different classes comparable; the rest is mAP.
+            0 with "reinforce".
         grad_clip: bound of each element of the gradient, above 0; None for none.
         log_space: the loss is -log((mAP + eps) / (1 + eps)) if True, else 1 - mAP.
         eps: above 0, of log space.
-        margin: of "error_driven", in units of score, 1e-6 to 1e6.
+        margin: of "error_driven", for scores or boxes, in units of score, 1e-6 to 1e6.
         min_delta: of "mee" and "sde", least distance to a step in units of score, above 0.
         pairing: of "mee" and "sde", "none" or "paired".
         num_samples: of "reinforce", 2 or more: each has the mean reward of the others as baseline.
