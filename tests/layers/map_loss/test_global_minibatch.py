@@ -20,6 +20,18 @@ SETTINGS = [
         for transitivity in ("exact", "label_aware", "paper", "none")
     ),
 ]
+TEN = {"iou_threshs": "coco"}
+# Gradients by the overlap of boxes, and one list of all classes.
+SETTINGS_OF_BOXES = [
+    {"box_gradient": "error_driven", **TEN},
+    {"box_gradient": "error_driven", "transitivity": "none", "log_space": False},
+    {"box_gradient": "mee", **TEN},
+    {"box_gradient": "sde", "pooled": 0.4, **TEN},
+    {"pooled": 0.3},
+    {"pooled": 1.0, "box_gradient": "error_driven", "nms_thresh": 0.5},
+    {"gradient": "mee", "transitivity": "exact", "box_gradient": "mee", "pooled": 0.5},
+    {"gradient": "sde", "box_gradient": "error_driven", "pooled": 0.5, **TEN},
+]
 
 
 def minibatch(seed: int = 0, dtype=torch.float64, per_class_boxes: bool = False) -> dict:
@@ -65,21 +77,34 @@ def images_of(batch: dict, first: int, last: int) -> dict:
 
 
 def gradient_of(batch: dict, **settings):
+    """Loss, gradient by the scores and AP."""
+    return results_of(batch, **settings)[:3]
+
+
+def results_of(batch: dict, **settings):
+    """The same, the gradient by the overlap of boxes, and the object that each is pulled to."""
     scores = batch["scores"].clone().requires_grad_()
     takes_part = {k: settings.pop(k) for k in ("group", "memory") if k in settings}
     loss, stats = map_loss(
         **{**batch, "scores": scores}, settings=MAPLossSettings(**settings), **takes_part
     )
     loss.backward()
-    return float(loss.detach()), scores.grad, stats.ap_per_class
+    by_overlap = pulled_to = torch.zeros(len(scores), 0)
+    if stats.box_gradient is not None:
+        by_overlap, objects = stats.box_gradient
+        gt_boxes = torch.cat([batch["gt_boxes"], torch.zeros(1, 4)])  # the last one for none
+        pulled_to = gt_boxes[objects]
+    return float(loss.detach()), scores.grad, stats.ap_per_class, by_overlap, pulled_to
 
 
 def cases():
     """Minibatch and settings: all settings once, other minibatches with a few of them."""
     return [
-        *((minibatch(), settings) for settings in SETTINGS),
+        *((minibatch(), settings) for settings in SETTINGS + SETTINGS_OF_BOXES),
         *((minibatch(1, torch.float32), settings) for settings in SETTINGS[:4]),
+        *((minibatch(1, torch.float32), settings) for settings in SETTINGS_OF_BOXES[:4]),
         *((minibatch(2, per_class_boxes=True), settings) for settings in SETTINGS[:4]),
+        *((minibatch(2, per_class_boxes=True), settings) for settings in SETTINGS_OF_BOXES),
     ]
 
 
@@ -88,7 +113,7 @@ def of_this_rank(bounds):
     group, rank = torch.distributed.group.WORLD, torch.distributed.get_rank()
     own = bounds[rank : rank + 2]
     of_cases = [
-        gradient_of(images_of(batch, *own), group=group, **settings) for batch, settings in cases()
+        results_of(images_of(batch, *own), group=group, **settings) for batch, settings in cases()
     ]
     return of_cases, remembered_steps(own, group)
 
@@ -96,11 +121,11 @@ def of_this_rank(bounds):
 def remembered_steps(own=(0, NUM_IMAGES), group=None):
     """Minibatches in a row, ranked with a memory, by the images own[0] .. own[1] - 1."""
     results = []
-    for settings in SETTINGS[:5]:
+    for settings in SETTINGS[:5] + SETTINGS_OF_BOXES:
         memory = DetectionMemory(1)
         for seed in range(3):
             batch = images_of(minibatch(seed), *own)
-            results.append(gradient_of(batch, group=group, memory=memory, **settings))
+            results.append(results_of(batch, group=group, memory=memory, **settings))
     return results
 
 
@@ -108,15 +133,19 @@ def remembered_steps(own=(0, NUM_IMAGES), group=None):
 def test_processes_have_the_loss_and_the_gradients_of_one_with_all_images(bounds):
     # Of four ranks one has no window, another no object.
     ranks = run_ranks(of_this_rank, len(bounds) - 1, bounds)
-    expected = [gradient_of(batch, **settings) for batch, settings in cases()]
+    expected = [results_of(batch, **settings) for batch, settings in cases()]
     for part, wanted in enumerate((expected, remembered_steps())):
-        for i, (loss, gradient, ap) in enumerate(wanted):
+        for i, (loss, gradient, ap, *boxes) in enumerate(wanted):
             assert gradient.abs().sum() > 0
-            for own_loss, _, own_ap in (rank[part][i] for rank in ranks):
+            assert boxes[0].sum() > 0 or not boxes[0].numel()
+            for own_loss, _, own_ap, *_ in (rank[part][i] for rank in ranks):
                 assert own_loss == pytest.approx(loss, abs=1e-6), i
                 torch.testing.assert_close(own_ap, ap, equal_nan=True, atol=1e-9, rtol=0)
-            joined = torch.cat([rank[part][i][1] for rank in ranks])
-            torch.testing.assert_close(joined, gradient, atol=1e-6, rtol=1e-5, msg=str(i))
+            for column, values in ((1, gradient), (3, boxes[0]), (4, boxes[1])):
+                joined = torch.cat([rank[part][i][column] for rank in ranks])
+                torch.testing.assert_close(
+                    joined, values, atol=1e-6, rtol=1e-5, msg=f"{i} {column}"
+                )
 
 
 def several(batches: list[dict]) -> dict:
@@ -130,20 +159,29 @@ def several(batches: list[dict]) -> dict:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"transitivity": "none"}, {"gradient": "mee", "transitivity": "none"}],
+    [
+        {},
+        {"transitivity": "none"},
+        {"gradient": "mee", "transitivity": "none"},
+        {"box_gradient": "error_driven", "pooled": 0.5, **TEN},
+        {"box_gradient": "mee", "transitivity": "none", **TEN},
+        {"box_gradient": "sde", "pooled": 1.0},
+    ],
     ids=str,
 )
 def test_what_is_remembered_is_ranked_as_if_it_were_at_hand(settings):
     memory = DetectionMemory(2)
     for seed in range(3):
         gradient_of(minibatch(seed), memory=memory, **settings)
-    loss, gradient, ap = gradient_of(minibatch(3), memory=memory, **settings)
+    loss, gradient, ap, *boxes = results_of(minibatch(3), memory=memory, **settings)
     # The first has been forgotten.
     batches = [minibatch(seed) for seed in (3, 1, 2)]
-    expected_loss, expected, expected_ap = gradient_of(several(batches), **settings)
+    expected_loss, expected, expected_ap, *of_boxes = results_of(several(batches), **settings)
     assert loss == pytest.approx(expected_loss, abs=1e-9)
     torch.testing.assert_close(ap, expected_ap, equal_nan=True)
     torch.testing.assert_close(gradient, 3 * expected[: len(gradient)])
+    torch.testing.assert_close(boxes[0], 3 * of_boxes[0][: len(gradient)])
+    assert boxes[0].sum() > 0 or "box_gradient" not in settings
 
 
 def test_a_class_without_objects_at_hand_learns_from_what_is_remembered():

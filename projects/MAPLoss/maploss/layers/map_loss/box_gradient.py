@@ -76,6 +76,8 @@ def overlap_step_gradient(
         ious: (m,) float64.
         settings: `box_gradient` is the estimator.
     """
+    if not len(movers):
+        return ious.new_zeros(0)
     gain = _gain_of_a_match(ranking, movers, objects, settings.ap_type) / ranking.num_overlaps
     threshs = torch.tensor(settings.iou_threshs, dtype=torch.float64, device=ious.device)
     overlaps = torch.arange(len(threshs), device=ious.device)[:, None]

@@ -104,7 +104,7 @@ def rank_minibatch(
     value = (1 - share) * ap.nansum() / (num_overlaps * max(num_classes, 1))
     joint = pooled_ap = None
     if share > 0:
-        joint = Ranking.in_one_list(pooled, pool.num_gt, pool.num_objects, num_overlaps)
+        joint = ranking.in_one_list(pool.num_objects)
         pooled_ap = average_precisions(joint, settings.ap_type)[:, 0]
         value = value + share * pooled_ap.nan_to_num(nan=0.0).mean()
     ap = ap.new_full((num_overlaps, num_classes), float("nan")).index_copy_(1, pool.ranked, ap)

@@ -90,13 +90,14 @@ class Ranking(NamedTuple):
         matched = _match(ordered, starts, background_before, num_objects, num_overlaps)
         return cls(ordered, order, starts, num_gt, num_overlaps, is_background, matched)
 
-    @classmethod
-    def in_one_list(
-        cls, detections: Detections, num_gt: torch.Tensor, num_objects: int, num_overlaps: int
-    ) -> "Ranking":
-        """As :meth:`of`, the detections of all classes as if they were of one."""
-        detections = detections._replace(classes=torch.zeros_like(detections.classes))
-        return cls.of(detections, num_gt.sum()[None], num_objects, num_overlaps)
+    def in_one_list(self, num_objects: int) -> "Ranking":
+        """
+        The detections of all classes as if they were of one. Ties are in the order of the classes,
+        then of the input: with several processes as with one, whose input is class by class.
+        """
+        detections = self.detections._replace(classes=torch.zeros_like(self.detections.classes))
+        ranking = self.of(detections, self.num_gt.sum()[None], num_objects, self.num_overlaps)
+        return ranking._replace(order=self.order[ranking.order])
 
     def by_input(self, values: torch.Tensor) -> torch.Tensor:
         """(n, ...) values in the order of the input."""
