@@ -26,11 +26,19 @@ UPDATES = {
 }
 REGRESSED = {
     "MODEL.MAP_LOSS.BOX_REG": "regressed",
-    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": 1.0,
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": 10.0,  # boxes move by far more than rounding
 }
 METHODS = {
     "error-driven": {},
     "regressed boxes": REGRESSED,
+    "boxes by steps, pooled": REGRESSED
+    | {
+        "MODEL.MAP_LOSS.BOX_GRADIENT": "mee",
+        "MODEL.MAP_LOSS.IOU_THRESHS": "coco",
+        "MODEL.MAP_LOSS.POOLED": 0.5,
+        "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True,
+    },
+    "boxes of windows over objects": REGRESSED | {"MODEL.MAP_LOSS.BOX_GRADIENT": "none"},
     "steps": {"MODEL.MAP_LOSS.GRADIENT": "mee", "MODEL.MAP_LOSS.TRANSITIVITY": "exact"},
     "memory": {"MODEL.MAP_LOSS.MEMORY": 2},
 }
@@ -97,8 +105,10 @@ def assert_same(result: tuple[dict, dict], expected: tuple[dict, dict]) -> None:
 def test_passes_make_the_update_of_one_minibatch(method):
     expected = train(METHODS[method], [4])
     start = train(METHODS[method], [4], num_updates=0)[0]
-    key = "roi_heads.box_predictor.cls_score.weight"
-    assert (expected[0][key] - start[key]).abs().max() > 1e-3
+    layers = {"cls_score", "bbox_pred"} if "boxes" in method else {"cls_score"}
+    for layer in layers:
+        key = f"roi_heads.box_predictor.{layer}.weight"
+        assert (expected[0][key] - start[key]).abs().max() > 1e-3
     for sizes in ([1, 1, 1, 1], [3, 1]):
         assert_same(train(METHODS[method], sizes), expected)
 
@@ -121,6 +131,15 @@ def test_processes_make_the_update_of_one_process(world_size, cases):
         assert_same(ranks[0][i], train(METHODS[method], [4]))
         for key, value in ranks[0][i][0].items():
             assert torch.equal(ranks[-1][i][0][key], value), key
+
+
+@pytest.mark.parametrize(("box_gradient", "name"), [("sde", "map_box"), ("none", "box_reg")])
+def test_the_loss_of_boxes_is_logged_beside_that_of_the_scores(box_gradient, name):
+    settings = REGRESSED | {"MODEL.MAP_LOSS.BOX_GRADIENT": box_gradient}
+    for sizes in ([4], [2, 2]):
+        logged = train(settings, sizes, num_updates=1)[1]
+        assert set(logged) == {"loss_map", "loss_score_reg", f"loss_{name}"}
+        assert logged[f"loss_{name}"] > 0
 
 
 def test_both_rounds_draw_the_same_windows(monkeypatch):
@@ -147,8 +166,8 @@ def test_several_passes_need_the_meta_architecture_that_tells_what_is_ranked():
 
 
 def test_passes_learn_in_mixed_precision():
-    start = train({}, [2, 2], num_updates=0)[0]
-    found = train({}, [2, 2], num_updates=1, is_amp=True)[0]
-    for layer in ("box_predictor.cls_score", "box_head.fc1"):
+    start = train(REGRESSED, [2, 2], num_updates=0)[0]
+    found = train(REGRESSED, [2, 2], num_updates=1, is_amp=True)[0]
+    for layer in ("box_predictor.cls_score", "box_predictor.bbox_pred", "box_head.fc1"):
         key = f"roi_heads.{layer}.weight"
         assert (found[key] - start[key]).abs().max() > 1e-5

@@ -3,9 +3,9 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes, Instances
-from maploss.layers import MAPLoss, map_loss
+from maploss.layers import MAPLoss, MAPLossSettings, map_loss
 from maploss.modeling import MAPOutputLayers
-from maploss.modeling.gradient_cache import GradientCache, LossInputs
+from maploss.modeling.gradient_cache import BoxTargets, GradientCache, LossInputs
 from maploss.modeling.hard_example_mining import sparsify_gradient
 from maploss.modeling.output_layers import WindowOutputs
 
@@ -95,17 +95,80 @@ def test_hard_windows_carry_the_sparse_gradient_whatever_their_scores_in_trainin
     torch.testing.assert_close(scores.grad, sparsify_gradient(cache.gradient, inds))
 
 
+def proposals_and_targets(passes: list[LossInputs]) -> tuple[list[Instances], list[Instances]]:
+    """Those of two images of each pass; windows are told apart by their images."""
+    proposals, targets = [], []
+    for inputs in passes:
+        for i in range(2):
+            windows, objects = Instances((60, 60)), Instances((60, 60))
+            windows.proposal_boxes = Boxes(inputs.boxes[inputs.image_ids == i])
+            objects.gt_boxes = Boxes(inputs.gt_boxes[inputs.gt_image_ids == i])
+            objects.gt_classes = inputs.gt_classes[inputs.gt_image_ids == i]
+            objects.gt_difficult = inputs.gt_difficult[inputs.gt_image_ids == i]
+            proposals.append(windows)
+            targets.append(objects)
+    return proposals, targets
+
+
+def predictor_with_boxes(box_gradient: str, is_class_agnostic: bool) -> MAPOutputLayers:
+    settings = MAPLossSettings(iou_threshs="coco", box_gradient=box_gradient, pooled=0.5)
+    return MAPOutputLayers(
+        ShapeSpec(channels=5),
+        num_classes=3,
+        map_loss=MAPLoss(settings, score_reg_weight=0.1),
+        nms_on_regressed=True,
+        box_reg_weight=2.0,
+        is_class_agnostic=is_class_agnostic,
+    )
+
+
+@pytest.mark.parametrize("box_gradient", ["error_driven", "mee"])
+@pytest.mark.parametrize("is_class_agnostic", [False, True])
+def test_passes_have_the_gradient_of_all_by_their_boxes(storage, is_class_agnostic, box_gradient):
+    predictor = predictor_with_boxes(box_gradient, is_class_agnostic)
+    passes = [inputs_of_pass(0, 12), inputs_of_pass(1, 20), inputs_of_pass(2, 7)]
+    generator, size = torch.Generator().manual_seed(0), 4 * predictor.bbox_pred.num_boxes
+    outputs = [
+        WindowOutputs(x.scores, torch.randn(len(x.scores), size, generator=generator) / 2)
+        for x in passes
+    ]
+    columns = (torch.cat(x).detach() for x in zip(*outputs, strict=True))
+    joined = WindowOutputs(*(x.requires_grad_() for x in columns))
+    expected = predictor.losses(joined, *proposals_and_targets(passes))
+    sum(expected.values()).backward()
+    gradients = joined.deltas.grad.split([12, 20, 7])
+    cache = predictor.rank(predictor.loss_inputs(joined, *proposals_and_targets(passes)))
+    values = []
+    for i, part in enumerate(cache.split([12, 20, 7])):
+        proposals, targets = proposals_and_targets(passes[i : i + 1])
+        own = WindowOutputs(*(x.detach().requires_grad_() for x in outputs[i]))
+        losses = predictor.losses(own, proposals, targets, part)
+        values.append(losses["loss_map_box"].item())
+        # The mean over the passes.
+        (sum(losses.values()) / 3).backward()
+        torch.testing.assert_close(own.deltas.grad, gradients[i])
+        assert own.deltas.grad.abs().max() > 1e-4
+    assert sum(values) / 3 == pytest.approx(expected["loss_map_box"].item(), rel=1e-5)
+
+
+def test_hard_windows_carry_what_the_boxes_of_all_are_worth():
+    weights = torch.tensor([[1.0, 0, 2], [0, 3, 0], [0, 0, 0], [4, 0, 0]]).double()
+    objects = torch.arange(12).view(4, 3)
+    targets = BoxTargets(weights, objects, torch.zeros(12, 4))
+    cache = GradientCache({}, torch.zeros(4, 3), 4, None, targets)
+    hard = cache.only(torch.tensor([0, 3])).box_targets
+    assert hard.weights.sum() == weights.sum()
+    torch.testing.assert_close(hard.weights, weights[[0, 3]] * 10 / 7)
+    assert torch.equal(hard.objects, objects[[0, 3]])
+    assert torch.equal(cache.only(torch.arange(4)).box_targets.weights, weights)
+    # None of which any box is worth something.
+    assert cache.only(torch.tensor([2])).box_targets.weights.tolist() == [[0.0] * 3]
+
+
 def test_a_cache_of_the_predictor_gives_the_losses_and_gradient_of_ranking_at_once(storage):
     loss = MAPLoss(score_reg_weight=0.1)
     predictor = MAPOutputLayers(ShapeSpec(channels=5), num_classes=3, map_loss=loss)
-    windows = []
-    for i in range(2):
-        boxes = inputs_of_pass(i, 12).boxes
-        own, objects = Instances((60, 60)), Instances((60, 60))
-        own.proposal_boxes, objects.gt_boxes = Boxes(boxes), Boxes(boxes[:2] + 1)
-        objects.gt_classes, objects.gt_difficult = torch.tensor([0, 2]), torch.tensor([0, 0])
-        windows.append((own, objects))
-    proposals, targets = (list(x) for x in zip(*windows, strict=True))
+    proposals, targets = proposals_and_targets([inputs_of_pass(0, 12), inputs_of_pass(1, 12)])
     gradients, values = [], []
     for is_cached in (False, True):
         scores = inputs_of_pass(3, 24).scores
