@@ -85,9 +85,15 @@ def test_expected_results_pass_and_a_mismatch_ends_a_run_with_status_1(run, args
 def test_box_regression_is_learned_with_either_loss_and_stage_by_stage(run, tmp_path):
     regression = ["MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT", "1.0"]
     short = ["SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0"]
-    for name in ("windows", "regressed"):
-        run("map", opts=[*short, *regression, "MODEL.MAP_LOSS.BOX_REG", name])
-        assert read_metrics(tmp_path)["loss_box_reg"] > 0
+    for boxes, gradient, loss in (
+        ("windows", "error_driven", "loss_map_box"),
+        ("regressed", "error_driven", "loss_map_box"),
+        ("windows", "none", "loss_box_reg"),
+        ("regressed", "none", "loss_box_reg"),
+    ):
+        keys = ["MODEL.MAP_LOSS.BOX_REG", boxes, "MODEL.MAP_LOSS.BOX_GRADIENT", gradient]
+        run("map", opts=[*short, *regression, *keys])
+        assert read_metrics(tmp_path)[loss] > 0
     run("softmax", opts=short)
     stage = tmp_path / "stage.pth"
     os.rename(tmp_path / "output/model_final.pth", stage)

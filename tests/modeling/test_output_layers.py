@@ -7,7 +7,7 @@ from detectron2.structures import Boxes, Instances
 from maploss.layers import MAPLoss
 from maploss.modeling import MAPOutputLayers, SoftmaxOutputLayers
 from maploss.modeling.detections import detections, window_candidates
-from maploss.modeling.map_loss_config import ap_type_from_config
+from maploss.modeling.map_loss_config import ap_type_from_config, iou_threshs_from_config
 from maploss.modeling.output_layers import WindowOutputs
 
 SIZE = (100, 100)
@@ -149,6 +149,60 @@ def test_an_ap_type_that_cannot_be_found_is_an_error(tiny_cfg, names):
     tiny_cfg.DATASETS.TRAIN = tiny_cfg.DATASETS.TEST = names
     with pytest.raises(ValueError, match=r"AP_TYPE.*voc07"):
         ap_type_from_config(tiny_cfg)
+
+
+TEN = tuple(round(0.05 * i, 2) for i in range(10, 20))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected", "words"),
+    [
+        ({"ap_type": "voc07", "evaluator_type": "pascal_voc"}, (0.5,), "one overlap, .5,"),
+        ({"ap_type": "area"}, (0.5,), "one overlap, .5,"),
+        ({"ap_type": "coco101"}, TEN, "ten overlaps, .5 to .95,"),
+        ({"ap_type": "area", "evaluator_type": "coco"}, TEN, "ten overlaps, .5 to .95,"),
+    ],
+)
+def test_the_overlaps_are_those_of_the_evaluation_unless_they_are_given(
+    tiny_cfg, caplog, metadata, expected, words
+):
+    MetadataCatalog.get("overlaps_test").set(**metadata)
+    tiny_cfg.DATASETS.TRAIN = ("overlaps_test", "shapes_train")
+    try:
+        with caplog.at_level("INFO"):
+            assert iou_threshs_from_config(tiny_cfg) == expected
+        message = f"Overlaps of the loss: {words} as in the evaluation of 'overlaps_test'"
+        assert [x.getMessage() for x in caplog.records] == [message]
+        assert iou_threshs_from_config(tiny_cfg) == expected
+        tiny_cfg.MODEL.MAP_LOSS.IOU_THRESHS = [0.7]
+        assert iou_threshs_from_config(tiny_cfg) == (0.7,)
+    finally:
+        MetadataCatalog.remove("overlaps_test")
+
+
+def test_without_a_data_set_there_is_one_overlap(tiny_cfg, caplog):
+    tiny_cfg.DATASETS.TRAIN = tiny_cfg.DATASETS.TEST = ()
+    with caplog.at_level("INFO"):
+        assert iou_threshs_from_config(tiny_cfg) == (0.5,)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("threshs", "warnings"),
+    [
+        ([0.3, 0.5, 0.62, 0.95], ["the loss has 0.3, 0.62, the evaluation .5, .55, .., .95 only"]),
+        ([0.5, 0.75], []),
+        ("coco", []),
+    ],
+)
+def test_overlaps_that_no_evaluation_has_are_one_line_and_no_error(
+    tiny_cfg, caplog, threshs, warnings
+):
+    tiny_cfg.MODEL.MAP_LOSS.IOU_THRESHS = threshs
+    predictor = MAPOutputLayers(tiny_cfg, ShapeSpec(channels=5))
+    assert predictor.map_loss.settings.iou_threshs == (TEN if threshs == "coco" else (*threshs,))
+    found = [x.getMessage() for x in caplog.records if x.levelname == "WARNING"]
+    assert found == [f"MODEL.MAP_LOSS.IOU_THRESHS: {x}" for x in warnings]
 
 
 def make_regressed(**kwargs):
