@@ -13,7 +13,7 @@ import torch
 from maploss import layers
 from maploss.layers import DetectionMemory, MAPLossSettings, map_loss
 from maploss.layers.average_precision import AP_TYPES
-from maploss.layers.map_loss.settings import GRADIENTS
+from maploss.layers.map_loss.settings import BOX_GRADIENTS, GRADIENTS
 from maploss.layers.ranking_losses.parameterized_ap_loss import FUNCTIONS
 from maploss.layers.steps.nms_ap_steps import TRANSITIVITIES
 from maploss.layers.steps.pseudo_gradient import ESTIMATORS
@@ -102,6 +102,17 @@ for name in TRANSITIVITIES:
 for name in GRADIENTS:
     CALLS[f"map_loss {name}, a box for each class"] = lambda gradient=name: map_loss_and_gradient(
         MAPLossSettings(gradient=gradient, grad_clip=0.1), BOXES[:, None].repeat(1, 3, 1), 0
+    )
+for name in BOX_GRADIENTS:
+    CALLS[f"map_loss, pooled, boxes by {name}"] = lambda box_gradient=name: map_loss_and_gradient(
+        MAPLossSettings(iou_threshs="coco", box_gradient=box_gradient, pooled=0.5), BOXES, 2
+    )
+    CALLS[f"map_loss by steps, pooled, boxes by {name}"] = (
+        lambda box_gradient=name: map_loss_and_gradient(
+            MAPLossSettings(gradient="mee", box_gradient=box_gradient, pooled=0.5),
+            BOXES[:, None].repeat(1, 3, 1),
+            0,
+        )
     )
 for name in ("searched", "sigmoid", "square"):
     CALLS[f"parameterized_ap_loss {name}"] = lambda form=name: gradient_of(
