@@ -119,6 +119,14 @@ LARGE, SMALL = "error_driven, ten overlaps", "error_driven, one overlap"
 CASES = (
     Case(LARGE, 80, 40, MAPLossSettings(iou_threshs="coco"), 600, 60),
     Case(SMALL, 20, 4, MAPLossSettings(), 600, 60),
+    Case(
+        "error_driven with boxes, pooled .5",
+        80,
+        40,
+        MAPLossSettings(iou_threshs="coco", box_gradient="error_driven", pooled=0.5),
+        985,
+        21,
+    ),
     *(
         Case(
             f"mee, {transitivity}, ten overlaps",

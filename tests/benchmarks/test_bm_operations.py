@@ -7,6 +7,7 @@ import torch
 CASES = [
     "error_driven, ten overlaps",
     "error_driven, one overlap",
+    "error_driven with boxes, pooled .5",
     "mee, label_aware, ten overlaps",
     "mee, exact, ten overlaps",
 ]
