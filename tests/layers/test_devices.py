@@ -107,8 +107,8 @@ for name in BOX_GRADIENTS:
     CALLS[f"map_loss, pooled, boxes by {name}"] = lambda box_gradient=name: map_loss_and_gradient(
         MAPLossSettings(iou_threshs="coco", box_gradient=box_gradient, pooled=0.5), BOXES, 2
     )
-    CALLS[f"map_loss by steps, pooled, boxes by {name}"] = (
-        lambda box_gradient=name: map_loss_and_gradient(
+    CALLS[f"map_loss by steps, pooled, boxes by {name}"] = lambda box_gradient=name: (
+        map_loss_and_gradient(
             MAPLossSettings(gradient="mee", box_gradient=box_gradient, pooled=0.5),
             BOXES[:, None].repeat(1, 3, 1),
             0,
