@@ -73,6 +73,40 @@ def test_flip_and_resize_move_image_boxes_and_proposals_alike(record):
     assert (mapped["height"], mapped["width"]) == (40, 60)
 
 
+def test_without_images_the_same_choices_are_made_and_the_view_is_the_image(record):
+    augmentations = [T.ResizeShortestEdge((30, 40, 52), 70, "choice"), T.RandomFlip()]
+    mappers = [make_mapper(augmentations=augmentations) for _ in range(2)]
+    mappers[1].with_image = False
+    views = set()
+    for seed in range(20):
+        mapped = []
+        for mapper in mappers:
+            np.random.seed(seed)
+            mapped.append(mapper(record))
+        with_image, without = mapped
+        view = without.pop("view")
+        rendered = view.render(cv2.imread(record["file_name"])).transpose(2, 0, 1)
+        assert np.array_equal(with_image.pop("image").numpy(), rendered)
+        assert with_image.keys() == without.keys()
+        assert str(with_image) == str(without)
+        views.add(view[1:])
+    assert views == {(*size, x) for size in ((30, 45), (40, 60), (47, 70)) for x in (False, True)}
+
+
+def test_without_images_no_file_is_read_and_only_sizes_and_flips_can_be_followed(record):
+    record["file_name"] = "nowhere.png"
+    mapper = make_mapper(augmentations=[T.RandomBrightness(0.5, 2)])
+    mapper.with_image = False
+    with pytest.raises(ValueError, match=r"expected resizing and horizontal flips, got BlendTrans"):
+        mapper(record)
+    mapper = make_mapper()
+    mapper.with_image = False
+    assert mapper(record)["view"] == ("nowhere.png", 40, 60, False)
+    del record["width"]
+    with pytest.raises(ValueError, match=r"Image nowhere\.png: expected width and height"):
+        mapper(record)
+
+
 def test_flag_follows_its_box_when_another_is_dropped(record):
     record["annotations"][0]["bbox"] = [5, 5, 5, 9]
     assert make_mapper()(record)["instances"].gt_difficult.tolist() == [1]

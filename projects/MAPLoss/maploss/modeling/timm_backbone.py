@@ -112,6 +112,10 @@ class TimmBackbone(Backbone):
         """Stride of the last output."""
         return max(self._out_feature_strides.values())
 
+    def extra_repr(self) -> str:
+        """What the modules do not say; DATALOADER.FEATURE_CACHE tells networks apart by it."""
+        return f"padded by {self._before} of {self._padding} pixels before"
+
     def pretrained_names(self, keys: Iterable[str]) -> dict[str, str]:
         """What timm calls a parameter: what it is called here."""
         own = self.network.state_dict()
