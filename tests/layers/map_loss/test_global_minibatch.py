@@ -25,6 +25,7 @@ TEN = {"iou_threshs": "coco"}
 SETTINGS_OF_BOXES = [
     {"box_gradient": "error_driven", **TEN},
     {"box_gradient": "error_driven", "transitivity": "none", "log_space": False},
+    {"box_gradient": "error_driven", "transitivity": "object_aware", **TEN},
     {"box_gradient": "mee", **TEN},
     {"box_gradient": "sde", "pooled": 0.4, **TEN},
     {"pooled": 0.3},
