@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from maploss.layers import MAPLossSettings, map_loss
+from maploss.layers.map_loss.detection_memory import DetectionMemory
 
 from tests.layers.map_loss.test_several_overlaps import COCO, random_minibatch, random_overlaps
 from tests.reference import map_loss as slow
@@ -122,3 +123,25 @@ def test_pooled_classes_push_down_what_an_absent_class_detects():
     assert (pooled[:, 2] >= 0).all()
     assert pooled[:, 2].any()
     assert pooled.sum() == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("gradient", ["error_driven", "mee"])
+@pytest.mark.parametrize("box_gradient", ["none", "error_driven", "mee"])
+def test_pooling_takes_a_class_that_has_difficult_objects_only(gradient, box_gradient):
+    batch = random_minibatch(3)
+    batch["gt_difficult"] = batch["gt_difficult"] | (batch["gt_classes"] == 0)
+    settings = {"gradient": gradient, "box_gradient": box_gradient, "pooled": 0.5}
+    if gradient == "mee":
+        settings["transitivity"] = "exact"
+    assert_as_by_the_loops(batch, random_overlaps(3)[:3], **settings)
+
+
+def test_a_memory_takes_a_class_that_has_difficult_objects_only():
+    batch = random_minibatch(3)
+    batch["gt_difficult"] = batch["gt_difficult"] | (batch["gt_classes"] == 0)
+    scores = batch["scores"].clone().requires_grad_()
+    loss, _ = map_loss(**{**batch, "scores": scores}, memory=DetectionMemory(1))
+    loss.backward()
+    assert scores.grad.isfinite().all()
+    assert scores.grad[:, 1].any()
+    assert not scores.grad[:, 0].any()

@@ -180,7 +180,8 @@ def gradient_of_errors(ranking: Ranking, errors: Errors, transitivity: str) -> t
     ranks = 1 + errors.tps_above + errors.fps_above
     if transitivity == "object_aware":
         ranks = ranks * _windows_of_object(matched, is_pushed)
-    weight = is_pushed / (ranking.num_gt[matched.classes] * ranks)
+    # A class may have difficult objects only.
+    weight = is_pushed / (ranking.num_gt.clamp(min=1)[matched.classes] * ranks)
     # What is over no object is a false positive at all overlaps: the sum of weights will do.
     places = torch.arange(len(ranking.order), device=weight.device)
     classes = ranking.detections.classes
