@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.data.catalog import Metadata
 
 from ..layers import MAPLoss, MAPLossSettings
 from ..layers.average_precision import AP_TYPES
@@ -68,7 +69,7 @@ def settings_from_config(cfg: CfgNode) -> MAPLossSettings:
     # Boxes that are not trained need no gradient.
     box_gradient = keys.BOX_GRADIENT if keys.BOX_REG != "none" else "none"
     chosen = {"iou_threshs": iou_threshs_from_config(cfg)}
-    if "error_driven" in (keys.GRADIENT, box_gradient):
+    if box_gradient == "error_driven":
         chosen |= error_driven
     chosen |= {"error_driven": error_driven, "reinforce": reinforce}.get(keys.GRADIENT, steps)
     chosen |= log_space if keys.LOG_SPACE.ENABLED else {}
@@ -99,15 +100,15 @@ def ap_type_from_config(cfg: CfgNode) -> str:
     check_choice("MODEL.MAP_LOSS.AP_TYPE", ap_type, ("auto", *AP_TYPES))
     if ap_type != "auto":
         return ap_type
-    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-    ap_type = MetadataCatalog.get(names[0]).get("ap_type", None) if names else None
+    name, metadata = first_data_set(cfg)
+    ap_type = metadata.get("ap_type", None) if metadata is not None else None
     if ap_type is None:
         raise ValueError(
             "MODEL.MAP_LOSS.AP_TYPE 'auto': expected `ap_type` in the metadata of "
-            f"{repr(names[0]) if names else 'DATASETS.TRAIN[0]'}, got none; "
+            f"{repr(name) if name else 'DATASETS.TRAIN[0]'}, got none; "
             "set AP_TYPE to 'area', 'voc07' or 'coco101'"
         )
-    logger.info(f"AP type of the loss: {ap_type!r}, as in the evaluation of {names[0]!r}")
+    logger.info(f"AP type of the loss: {ap_type!r}, as in the evaluation of {name!r}")
     return ap_type
 
 
@@ -131,15 +132,20 @@ def iou_threshs_from_config(cfg: CfgNode) -> tuple[float, ...]:
                 ".5, .55, .., .95 only"
             )
         return threshs
-    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-    metadata = MetadataCatalog.get(names[0]) if names else None
+    name, metadata = first_data_set(cfg)
     is_coco = metadata is not None and (
         metadata.get("ap_type", None) == "coco101" or metadata.get("evaluator_type", None) == "coco"
     )
     if metadata is not None:
         overlaps = "ten overlaps, .5 to .95" if is_coco else "one overlap, .5"
-        logger.info(f"Overlaps of the loss: {overlaps}, as in the evaluation of {names[0]!r}")
+        logger.info(f"Overlaps of the loss: {overlaps}, as in the evaluation of {name!r}")
     return COCO_IOU_THRESHS if is_coco else (0.5,)
+
+
+def first_data_set(cfg: CfgNode) -> tuple[str | None, Metadata | None]:
+    """Name and metadata of the first training set, or test set; None without any."""
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    return (names[0], MetadataCatalog.get(names[0])) if names else (None, None)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ Shape letters: N images, R windows of all images, K classes, T overlaps.
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data import MetadataCatalog
 from detectron2.layers import ShapeSpec
 from detectron2.structures import Instances
 from detectron2.utils import comm
@@ -20,7 +19,7 @@ from ..layers.steps.pseudo_gradient import ESTIMATORS
 from ..layers.surrogate_gradient import scale_gradient
 from .box_regressor import box_predictor_of
 from .gradient_cache import BoxTargets, GradientCache, LossInputs
-from .map_loss_config import map_loss_from_config
+from .map_loss_config import first_data_set, map_loss_from_config
 from .output_layers import WindowOutputLayers, WindowOutputs, image_inds
 
 # MODEL.MAP_LOSS.BOX_REG: no box regression, or with it and NMS in training on these boxes.
@@ -234,8 +233,8 @@ def map_output_layers_of(model: nn.Module) -> MAPOutputLayers | None:
 
 def _class_names(cfg: CfgNode) -> list[str] | None:
     """Of the first data set, where it says as many as there are classes."""
-    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-    classes = MetadataCatalog.get(names[0]).get("thing_classes", None) if names else None
+    _, metadata = first_data_set(cfg)
+    classes = metadata.get("thing_classes", None) if metadata is not None else None
     if classes is None or len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
         return None
     return list(classes)

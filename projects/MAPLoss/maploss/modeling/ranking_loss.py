@@ -150,9 +150,9 @@ class RankingLoss(nn.Module):
         labels[classes < 0] = IGNORED
         boxes, gt_boxes = boxes.to(scores.dtype), gt_boxes.to(scores.dtype)
         localization_error = giou_loss(boxes, gt_boxes)  # 1 - GIoU, (P,)
-        overlaps = paired_iou(boxes.detach(), gt_boxes)
         if self.name in ("parameterized_ap", "alrp"):
             return {f"loss_{self.name}": self._joint_loss(scores, labels, localization_error)}
+        overlaps = paired_iou(boxes.detach(), gt_boxes)
         if self.name in ("rank_sort", "bucketed_rank_sort"):
             loss = self._sorting_loss(scores, labels, overlaps)
             weights = scores.detach()[labels == POSITIVE].sigmoid()

@@ -117,22 +117,8 @@ def _gain_of_a_match(
     labels = torch.cat([labels, objects.expand(shape), objects.new_full(shape, UNMATCHED)], dim=1)
     classes = torch.cat([detections.classes, detections.classes[movers].repeat(2)])[order]
     is_kept = torch.nn.functional.pad(detections.is_kept, (0, 2 * num))[order]
-    none = order.new_zeros(0)
-    lists = DetectionLists(
-        RankedWindows(
-            classes=classes,
-            image_ids=torch.zeros_like(order),
-            boxes=torch.zeros((len(order), 4), device=order.device),
-            is_kept=is_kept,
-            suppressor=torch.full_like(order, -1),
-            higher=none,
-            lower=none,
-            limit=0.0,
-            gt=labels[:, order],
-            num_gt=ranking.num_gt,
-        ),
-        ap_type,
-    )
+    windows = RankedWindows.without_pairs(classes, is_kept, labels[:, order], ranking.num_gt)
+    lists = DetectionLists(windows, ap_type)
     mover, *doubles = position.split([size, num, num])
     mover, put = mover[movers], torch.stack(doubles, dim=1).flatten()
     rows, taken = torch.arange(2 * num, device=order.device), mover.repeat_interleave(2)

@@ -153,11 +153,10 @@ class DetectionPool:
 
     def candidates_at(self, order: torch.Tensor) -> torch.Tensor:
         """(n,) which candidate of this process each of the m is, of indices (n,); -1 for others."""
-        is_own = (order >= self.own.start) & (order < self.own.stop)
-        index = (order - self.own.start).clamp(0, max(self.own.stop - self.own.start - 1, 0))
-        if not self._ranks_candidates:
-            index = self._shared[index] if len(self._shared) else index
-        return torch.where(is_own, index, -1)
+        candidates = torch.full_like(order, -1)
+        own = torch.arange(self._num_candidates, device=order.device)
+        candidates[self.own] = own if self._ranks_candidates else self._shared
+        return candidates[order]
 
     def gradient_of_others(self, gradient: torch.Tensor) -> torch.Tensor:
         """

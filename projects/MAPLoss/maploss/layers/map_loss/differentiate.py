@@ -67,15 +67,15 @@ def differentiate(
             columns.insert(0, reinforce_gradient(candidates, pool, settings))
         parts.append(pool.num_minibatches * share * torch.stack(columns))
     minibatch.timer.stop()
-    by_candidate = parts[0] if len(parts) == 1 else parts[0] + parts[1]
-    shape = (len(columns), len(pool.ranked), len(candidates.cells.scores))
-    by_class = by_candidate.new_zeros((len(columns), num_classes, shape[-1]))
-    by_class.index_copy_(1, pool.ranked, by_candidate.view(shape))
+    by_candidate = sum(parts[1:], start=parts[0])
+    shape = (len(pool.ranked), len(candidates.cells.scores))
+    by_class = by_candidate.new_zeros((len(by_candidate), num_classes, shape[1]))
+    by_class.index_copy_(1, pool.ranked, by_candidate.view(len(by_candidate), *shape))
     by_score, *by_overlap = by_class.transpose(1, 2).unbind(0)
     if not by_overlap:
         return by_score, None
     nearest = torch.full_like(by_class[0], UNMATCHED, dtype=torch.int64)
-    nearest.index_copy_(0, pool.ranked, candidates.nearest.view(shape[1:]))
+    nearest.index_copy_(0, pool.ranked, candidates.nearest.view(shape))
     return by_score, BoxGradient(by_overlap[0], nearest.t())
 
 

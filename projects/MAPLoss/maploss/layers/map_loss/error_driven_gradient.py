@@ -196,11 +196,10 @@ def gradient_of_errors(ranking: Ranking, errors: Errors, transitivity: str) -> t
 def _windows_of_object(matched: Matched, is_pushed: torch.Tensor) -> torch.Tensor:
     """(T, q) float64, how many windows over the same object are pushed, at least 1."""
     # One object more, for the difficult ones.
-    objects = matched.objects.clamp(min=-1) % (matched.tp_at.shape[1] + 1)
-    objects = objects.expand(is_pushed.shape)
-    counts = torch.zeros(
-        (len(is_pushed), matched.tp_at.shape[1] + 1), dtype=torch.float64, device=objects.device
-    )
+    num_overlaps, num_objects = matched.tp_at.shape
+    objects = torch.where(matched.objects >= 0, matched.objects, num_objects).expand_as(is_pushed)
+    shape = (num_overlaps, num_objects + 1)
+    counts = torch.zeros(shape, dtype=torch.float64, device=objects.device)
     counts.scatter_add_(1, objects, is_pushed.double())
     return counts.gather(1, objects).clamp_(min=1)
 

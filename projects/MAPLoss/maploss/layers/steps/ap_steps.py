@@ -49,16 +49,9 @@ def ap_steps(
     check_choice("ap_type", ap_type, AP_TYPES)
     check_detections(scores, matched_gt, num_gt)
     order = torch.argsort(scores, descending=True, stable=True)
-    no_pair = order.new_zeros(0)
-    windows = RankedWindows(
+    windows = RankedWindows.without_pairs(
         classes=torch.zeros_like(order),
-        image_ids=torch.zeros_like(order),
-        boxes=torch.zeros((len(order), 4), device=order.device),
         is_kept=torch.ones_like(order, dtype=torch.bool),
-        suppressor=torch.full_like(order, -1),
-        higher=no_pair,
-        lower=no_pair,
-        limit=1.0,
         gt=matched_gt[order][None],
         num_gt=torch.tensor([num_gt], device=order.device),
     )

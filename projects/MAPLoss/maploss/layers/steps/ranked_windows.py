@@ -40,6 +40,29 @@ class RankedWindows(NamedTuple):
     gt: torch.Tensor
     num_gt: torch.Tensor
 
+    @classmethod
+    def without_pairs(
+        cls,
+        classes: torch.Tensor,
+        is_kept: torch.Tensor,
+        gt: torch.Tensor,
+        num_gt: torch.Tensor,
+    ) -> "RankedWindows":
+        """Where nobody asks what NMS would do next: no window overlaps another."""
+        no_pair = classes.new_zeros(0)
+        return cls(
+            classes=classes,
+            image_ids=torch.zeros_like(classes),
+            boxes=torch.zeros((len(classes), 4), device=classes.device),
+            is_kept=is_kept,
+            suppressor=torch.full_like(classes, -1),
+            higher=no_pair,
+            lower=no_pair,
+            limit=1.0,
+            gt=gt,
+            num_gt=num_gt,
+        )
+
 
 class RankedSteps(NamedTuple):
     """
