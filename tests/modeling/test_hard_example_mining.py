@@ -7,7 +7,7 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from maploss.config import add_maploss_config
-from maploss.modeling import MAPOutputLayers, MAPROIHeads
+from maploss.modeling import MAPROIHeads
 from maploss.modeling.hard_example_mining import WindowError, mine_hard_proposals, sparsify_gradient
 
 from tests.modeling.test_roi_heads import (
@@ -346,30 +346,6 @@ def test_few_hard_windows_carry_their_part_of_the_gradient_of_all(map_cfg, stora
     largest = of_all.abs().sum(dim=1).topk(12)[1].sort()[0]
     torch.testing.assert_close(of_hard, sparsify_gradient(of_all, largest))
     assert (of_hard != 0).any()
-
-
-@pytest.mark.parametrize("box_reg", ["windows", "regressed"])
-def test_few_hard_windows_carry_what_the_boxes_of_all_are_worth(map_cfg, box_reg, storage):
-    map_cfg.MODEL.MAP_LOSS.BOX_REG = box_reg
-    map_cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT = 1.0
-    map_cfg.MODEL.OHEM.NMS_THRESH = 1.0
-    batch, weights = make_batch(), {}
-    for windows, num in (("all", 128), ("hard", 4)):
-        map_cfg.MODEL.MAP_LOSS.WINDOWS = windows
-        map_cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = num
-        model = make_model(map_cfg, "MAPROIHeads")
-        predictor, box_loss = model.roi_heads.box_predictor, MAPOutputLayers.map_box_loss
-
-        def watch(outputs, own, targets, key=windows, of=predictor, box_loss=box_loss):
-            weights[key] = targets.weights
-            return box_loss(of, outputs, own, targets)
-
-        predictor.map_box_loss = watch
-        losses = model(batch)
-        assert losses["loss_map_box"] > 0
-    assert len(weights["hard"]) == 12
-    assert len(weights["all"]) > 80
-    assert float(weights["hard"].sum()) == pytest.approx(float(weights["all"].sum()))
 
 
 def test_pushes_up_and_down_keep_their_sums_in_each_class():

@@ -332,3 +332,27 @@ def test_steps_in_the_overlap_of_windows_that_no_regression_moves_are_refused(
     # It is not chosen where boxes are not regressed.
     keys.BOX_REG, keys.BOX_GRADIENT = "none", box_gradient
     make_model(box_cfg, "MAPROIHeads")
+
+
+@pytest.mark.parametrize("box_reg", ["windows", "regressed"])
+def test_few_hard_windows_carry_what_the_boxes_of_all_are_worth(box_cfg, box_reg, storage):
+    box_cfg.MODEL.MAP_LOSS.BOX_REG = box_reg
+    box_cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT = 1.0
+    box_cfg.MODEL.OHEM.NMS_THRESH = 1.0
+    batch, weights = make_batch(), {}
+    for windows, num in (("all", 128), ("hard", 4)):
+        box_cfg.MODEL.MAP_LOSS.WINDOWS = windows
+        box_cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = num
+        model = make_model(box_cfg, "MAPROIHeads")
+        predictor, box_loss = model.roi_heads.box_predictor, MAPOutputLayers.map_box_loss
+
+        def watch(outputs, own, targets, key=windows, of=predictor, box_loss=box_loss):
+            weights[key] = targets.weights
+            return box_loss(of, outputs, own, targets)
+
+        predictor.map_box_loss = watch
+        losses = model(batch)
+        assert losses["loss_map_box"] > 0
+    assert len(weights["hard"]) == 12
+    assert len(weights["all"]) > 80
+    assert float(weights["hard"].sum()) == pytest.approx(float(weights["all"].sum()))

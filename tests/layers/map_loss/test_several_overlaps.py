@@ -78,13 +78,15 @@ def compute(batch: dict, **settings) -> tuple[float, np.ndarray, np.ndarray]:
     return loss.item(), stats.ap_per_class.numpy(), scores.grad.numpy()
 
 
-def assert_as_by_the_loops(batch: dict, iou_threshs: tuple, **settings) -> None:
+def assert_as_by_the_loops(batch: dict, iou_threshs: tuple, **settings) -> slow.SlowLoss:
+    """Returns what the loops have."""
     loss, ap, gradient = compute(batch, iou_threshs=iou_threshs, **settings)
     expected = slow.map_loss(batch, iou_threshs, **settings)
     assert loss == pytest.approx(expected.loss, abs=1e-6)
     np.testing.assert_allclose(ap, expected.ap.mean(0), atol=1e-6)
     np.testing.assert_allclose(gradient, expected.gradient, atol=1e-6)
     assert expected.gradient.any()
+    return expected
 
 
 @pytest.mark.parametrize("transitivity", ["label_aware", "object_aware", "none"])
