@@ -153,6 +153,7 @@ def take_turns(runs: Mapping[str, Callable[[], float]], repeats: int = 7) -> dic
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats + 1):
         for name, run in runs.items():
+            run()  # threads of the one before may still be spinning
             times[name].append(run())
     return {name: statistics.median(x[1:]) for name, x in times.items()}
 
