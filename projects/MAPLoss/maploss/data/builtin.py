@@ -10,7 +10,7 @@ from .shapes import register_shapes
 from .voc import register_voc
 
 _VOC_SPLITS = {
-    2007: ("train", "val", "trainval", "test", "train_mini", "test_mini"),
+    2007: ("train", "val", "trainval", "test", "train_mini", "val_mini", "test_mini"),
     2012: ("train", "val", "trainval"),
 }
 
