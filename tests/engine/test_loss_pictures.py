@@ -69,6 +69,30 @@ def test_without_a_period_or_the_loss_there_are_no_such_pictures(train, config, 
     assert not [x for x in images if "gradient" in x or "PR" in x]
 
 
+@pytest.mark.parametrize(
+    ("keys", "panels"),
+    [
+        ({"BOX_REG": "none"}, 1),
+        ({"BOX_REG": "regressed", "BOX_GRADIENT": "none"}, 1),
+        ({"BOX_REG": "regressed"}, 2),
+        ({"BOX_REG": "windows"}, 2),
+    ],
+)
+def test_the_gradient_by_boxes_is_shown_where_boxes_learn_from_the_map(train, keys, panels):
+    keys = {f"MODEL__MAP_LOSS__{key}": value for key, value in keys.items()}
+    events = train(
+        "map",
+        MODEL__MAP_LOSS__VIS_PERIOD=1,
+        MODEL__ROI_HEADS__BATCH_SIZE_PER_IMAGE=0,
+        MODEL__ROI_BOX_HEAD__BBOX_REG_LOSS_WEIGHT=1.0,
+        **keys,
+    )
+    names = [x for x in events.Tags()["images"] if x.startswith("pseudo-gradient of ")]
+    # The images have 64 x 48 pixels, enlarged to 512 x 384.
+    widths = {x.width for name in names for x in events.Images(name)}
+    assert widths == {512 * panels + 12 * (panels - 1)}
+
+
 def test_nothing_of_a_minibatch_stays_in_the_model(train, monkeypatch):
     models = []
     after_train = train_net.Trainer.after_train

@@ -7,6 +7,7 @@ from maploss.visualization import gradient_picture, minibatch_pr_picture
 from matplotlib import pyplot
 
 UP, DOWN, NONE = np.array([31, 155, 255]), np.array([255, 85, 0]), np.array([154, 154, 154])
+PULLED = np.array([255, 217, 47])
 GREY = np.full((600, 500, 3), 60, np.uint8)
 
 
@@ -56,6 +57,23 @@ def test_objects_are_dashed_in_white_and_black_on_top():
         assert (np.abs(edge - color).max(axis=1) < 60).any()
 
 
+def test_a_second_panel_shows_what_pulls_boxes_the_stronger_the_wider():
+    boxes = torch.tensor([window(50, 100), window(200, 100), window(350, 100)])
+    gradient, by_overlap = torch.tensor([-0.2, 0.2, 0.1]), torch.tensor([0.01, 0.1, 0.0])
+    picture = gradient_picture(GREY, boxes, gradient, boxes[2:], by_overlap)
+    by_scores, by_boxes = picture[:, :500], picture[:, 512:]
+    assert np.array_equal(by_scores, gradient_picture(GREY, boxes, gradient, boxes[2:]))
+    assert by_boxes.shape == by_scores.shape
+    assert is_drawn(by_boxes, 200, 130, PULLED)
+    assert not is_drawn(by_scores, 200, 130, PULLED)
+    touched = (np.abs(by_boxes[:600].astype(int) - 60).max(axis=2) > 20)[130]
+    assert touched[190:210].sum() > touched[40:60].sum() > 0
+    # One that is not pulled is not yellow; its object is dashed here too.
+    edge = by_boxes[100:160, 349:352].reshape(-1, 3).astype(int)
+    assert (np.abs(edge - 255).max(axis=1) < 60).any()
+    assert not (np.abs(edge - PULLED).max(axis=1) < 40).any()
+
+
 def test_small_images_are_enlarged_and_channels_may_come_first():
     image = np.zeros((40, 30, 3), np.uint8)
     image[10:20, 5:15] = (200, 100, 50)
@@ -76,6 +94,9 @@ def test_small_images_are_enlarged_and_channels_may_come_first():
         ({"boxes": torch.zeros(2, 3)}, ValueError, r"boxes: expected shape .*got \(2, 3\)"),
         ({"gradient": torch.zeros(3)}, ValueError, r"gradient: .*\(2,\), got \(3,\)"),
         ({"gradient": torch.tensor([0, float("nan")])}, FloatingPointError, "gradient"),
+        ({"by_overlap": torch.zeros(3)}, ValueError, r"by_overlap: .*\(2,\), got \(3,\)"),
+        ({"by_overlap": torch.tensor([0, -1.0])}, ValueError, "by_overlap: expected 0 .* got -1"),
+        ({"by_overlap": torch.tensor([0, float("inf")])}, FloatingPointError, "by_overlap"),
         ({"objects": torch.zeros(4)}, ValueError, r"objects: expected shape .*got \(4,\)"),
     ],
 )

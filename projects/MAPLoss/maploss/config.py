@@ -148,7 +148,7 @@ def _add_map_loss(cfg: CfgNode) -> None:
     # The detections of so many earlier minibatches stay in the ranking, as constants; 0 = none.
     cfg.MODEL.MAP_LOSS.MEMORY = 0
     # Every so many iterations TensorBoard gets pictures of the minibatch: PR curves, and windows
-    # coloured by their pseudo-gradient; 0 = never.
+    # coloured by their pseudo-gradient by scores and by boxes; 0 = never.
     cfg.MODEL.MAP_LOSS.VIS_PERIOD = 200
     # "sampled": the loss is that of the windows that MODEL.ROI_HEADS samples; "all": of all.
     # "hard": of all, too, as a read-only pass without dropout scores them, but only those carry its

@@ -19,7 +19,8 @@ from ..visualization import gradient_picture, minibatch_pr_picture
 class LossPictures(HookBase):
     """
     Every `period` iterations: the minibatch's PR curves, and the image whose windows have the
-    largest pseudo-gradient of one class, with that.
+    largest pseudo-gradient of one class, with that: by scores and, where boxes learn from the mAP,
+    by boxes.
 
     What the loss ranks is taken by hooks of torch on the model and on its loss, which are there for
     these iterations only. Nothing is drawn for other losses, nor without a period.
@@ -91,11 +92,12 @@ class LossPictures(HookBase):
             image, c = divmod(int(by_image.argmax()), sizes.shape[1])
             windows = ranked.image_ids == image
             objects = (ranked.gt_image_ids == image) & (ranked.gt_classes == c)
-            boxes = ranked.boxes[windows]
+            boxes, of_boxes = ranked.boxes[windows], stats.box_gradient
             pictures[f"pseudo-gradient of {names[c]}"] = gradient_picture(
                 self._image(inputs[image]),
                 boxes if boxes.dim() == 2 else boxes[:, c],
                 stats.gradient[windows, c],
                 ranked.gt_boxes[objects],
+                None if of_boxes is None else of_boxes.by_overlap[windows, c],
             )
         return {k: torch.from_numpy(v).permute(2, 0, 1) for k, v in pictures.items()}
