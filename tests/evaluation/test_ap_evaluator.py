@@ -138,8 +138,29 @@ def test_files_are_written_and_agree_with_the_results(dataset, tmp_path):
     for name in ("pr_curves.png", "detections.png"):
         assert cv2.imread(str(tmp_path / name)).std() > 10
     assert sorted(os.listdir(tmp_path)) == sorted(
-        ["ap.json", "ap.txt", "detections.png", "images", "pr_curves.png"]
+        ["ap.json", "ap.txt", "detections.png", "images", "pr_curves.png", "true_positives.json"]
     )
+
+
+def test_each_true_positive_is_written_with_its_iou_and_its_rank(dataset, tmp_path):
+    # Of the cats: found, of the other image's place, difficult, found, found again.
+    boxes = [[5, 5, 25, 35], [40, 40, 60, 55], [30, 30, 50, 50], [10, 10, 30, 28], [10, 10, 30, 30]]
+    outputs = {
+        "b": make_output([*boxes[:1], boxes[2]], [5.0, 3.0], [0, 0]),
+        "a": make_output([boxes[1], *boxes[3:]], [4.0, 2.0, 1.0], [0, 0, 0]),
+    }
+    evaluate(dataset, outputs, str(tmp_path))
+    written = json.loads((tmp_path / "true_positives.json").read_text())
+    nothing = {"num_detections": 0, "iou": [], "rank": []}
+    assert written == {
+        "dataset": dataset,
+        "classes": {
+            # The difficult one has no place in the ranking.
+            "cat": {"num_detections": 4, "iou": [0.75, 0.9], "rank": [1, 3]},
+            "dog": nothing,
+            "unseen": nothing,
+        },
+    }
 
 
 def test_reset_forgets_the_detections_before(dataset):

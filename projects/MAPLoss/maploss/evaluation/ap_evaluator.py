@@ -41,7 +41,8 @@ class APEvaluator(DatasetEvaluator):
 
     Unlike Detectron2's evaluator of VOC it keeps the scores as they are (that one rounds them to
     three digits, which makes ties), and any data set with `thing_classes` will do. Objects marked
-    `difficult` or `iscrowd` are ignored. Writes ap.json, ap.txt, pr_curves.png and detections.png.
+    `difficult` or `iscrowd` are ignored. Writes ap.json, ap.txt, true_positives.json, pr_curves.png
+    and detections.png.
     """
 
     def __init__(self, dataset_name: str, output_dir: str | None = None):
@@ -211,6 +212,11 @@ class APEvaluator(DatasetEvaluator):
         }
         with new_file(os.path.join(self._output_dir, "ap.json")) as path, open(path, "w") as f:
             json.dump(_without_nan(content), f, indent=2)
+        by_class = zip(self._class_names, map(_true_positives, results), strict=True)
+        true_positives = {"dataset": self._dataset_name, "classes": dict(by_class)}
+        name = os.path.join(self._output_dir, "true_positives.json")
+        with new_file(name) as path, open(path, "w") as f:
+            json.dump(true_positives, f)
         with new_file(os.path.join(self._output_dir, "ap.txt")) as path, open(path, "w") as f:
             f.write(f"AP in percent on {self._dataset_name}\n\n{table}\n")
         with new_file(os.path.join(self._output_dir, "pr_curves.png")) as path:
@@ -219,7 +225,10 @@ class APEvaluator(DatasetEvaluator):
             draw_detection_grid(
                 path, self._records, self._class_names, detections, self._objects, results
             )
-        logger.info(f"Wrote ap.json, ap.txt, pr_curves.png, detections.png to {self._output_dir}")
+        logger.info(
+            "Wrote ap.json, ap.txt, true_positives.json, pr_curves.png, detections.png to "
+            f"{self._output_dir}"
+        )
 
 
 def format_table(class_names: Sequence[str], results: Sequence[ClassResult]) -> str:
@@ -241,6 +250,19 @@ def format_table(class_names: Sequence[str], results: Sequence[ClassResult]) -> 
     if absent:
         table += f"\nNot in the mean, for want of objects: {', '.join(absent)}"
     return table
+
+
+def _true_positives(result: ClassResult) -> dict:
+    """
+    Of a class: how many detections count, and of each true positive at IoU .5 its IoU and its rank
+    among these, from 1.
+    """
+    counts = ~result.is_ignored
+    return {
+        "num_detections": int(counts.sum()),
+        "iou": [round(x, 4) for x in result.iou[result.is_tp].tolist()],
+        "rank": counts.cumsum(0)[result.is_tp].tolist(),
+    }
 
 
 def _cells(ap: dict[str, float], which: int, is_known: bool) -> list[str]:

@@ -58,6 +58,7 @@ class ClassResult(NamedTuple):
     matched: by rule, "voc" and "coco", (T, D') index into all objects at each of IOU_THRESHS, -1
         for none, -2 for an ignored one.
     matched_object: (D',) index into all objects, -1 for none, at IoU .5.
+    iou: (D',) with the object of the class that is overlapped most, 0 for none; crowds are none.
     is_tp, is_ignored: (D',) bool, at IoU .5.
     precision, recall: after each detection that is not ignored, by falling score, at .5.
     best_f1, best_f1_thresh: the highest F1 on these detections, and the score it is reached at;
@@ -71,6 +72,7 @@ class ClassResult(NamedTuple):
     scores: torch.Tensor
     matched: dict[str, torch.Tensor]
     matched_object: torch.Tensor
+    iou: torch.Tensor
     is_tp: torch.Tensor
     is_ignored: torch.Tensor
     precision: torch.Tensor
@@ -131,7 +133,7 @@ def _evaluate_class(detections: Detections, objects: Objects, class_id: int) -> 
     inds = inds[torch.argsort(detections.scores[inds], descending=True, stable=True)]
     is_mine = objects.classes == class_id
     mine = is_mine.nonzero().squeeze(1)
-    nearest, matched_voc = _match_voc(detections, inds, objects, is_mine)
+    nearest, iou, matched_voc = _match_voc(detections, inds, objects, is_mine)
     matched = {
         "voc": matched_voc,
         "coco": _of_all(_match_coco(detections, inds, objects, mine), mine),
@@ -151,6 +153,7 @@ def _evaluate_class(detections: Detections, objects: Objects, class_id: int) -> 
         scores=scores,
         matched=matched,
         matched_object=nearest,
+        iou=iou,
         is_tp=is_tp,
         is_ignored=matched_voc[0] == -2,
         precision=precision,
@@ -162,8 +165,8 @@ def _evaluate_class(detections: Detections, objects: Objects, class_id: int) -> 
 
 def _match_voc(
     detections: Detections, inds: torch.Tensor, objects: Objects, is_mine: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(D,) the object of any kind but crowds over IoU .5, or -1, and (T, D) as in ClassResult."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(D,) the object of any kind but crowds over IoU .5, or -1; (D,) IoU; (T, D) matched."""
     object_inds = (is_mine & ~objects.is_crowd).nonzero().squeeze(1)
     gt_boxes, is_difficult = objects.boxes[object_inds], objects.is_difficult[object_inds]
     boxes, image_inds = detections.boxes[inds], detections.image_inds[inds]
@@ -177,7 +180,7 @@ def _match_voc(
         _match_at(nearest, iou, is_difficult, share_in_crowd, thresh) for thresh in IOU_THRESHS
     ]
     over_half = torch.where(iou > IOU_THRESHS[0], nearest, -1)
-    return _of_all(over_half, object_inds), _of_all(torch.stack(matched), object_inds)
+    return _of_all(over_half, object_inds), iou, _of_all(torch.stack(matched), object_inds)
 
 
 def _of_all(matched: torch.Tensor, object_inds: torch.Tensor) -> torch.Tensor:

@@ -6,11 +6,13 @@ from .gradient_picture import gradient_picture
 from .metric_curves import draw_metric_curves, group_runs
 from .minibatch_pr_picture import minibatch_pr_picture
 from .pr_curves import draw_pr_curves
+from .ranking_picture import draw_ranking
 
 __all__ = [
     "draw_detection_grid",
     "draw_metric_curves",
     "draw_pr_curves",
+    "draw_ranking",
     "gradient_picture",
     "group_runs",
     "minibatch_pr_picture",
