@@ -128,8 +128,10 @@ def works(case: Case) -> dict[str, Callable[[], None]]:
         for name, (loss, has_quality) in flat.items()
     }
     found["direct_ap"] = partial(run_per_class, case)
-    exact = MAPLossSettings(gradient="mee", transitivity="exact")
-    found["map, error_driven"] = partial(run_map_loss, case, MAPLossSettings())
+    # Class by class, as the others.
+    pairs = MAPLossSettings(transitivity="label_aware", pooled=0.0)
+    exact = MAPLossSettings(gradient="mee", transitivity="exact", pooled=0.0)
+    found["map, error_driven"] = partial(run_map_loss, case, pairs)
     found["map, mee exact"] = partial(run_map_loss, case, exact)
     return found
 

@@ -11,6 +11,7 @@ CPU the time is that of the process (`time.process_time`): other programs count 
 
 "boxes" are regressed, one of each class, or "one box" for all; a quarter of the windows is over
 objects. Softmax learns them by 1 - GIoU, the mAP loss by its own derivatives over ten overlaps.
+"map" is the default: all classes in one list. "map, sde" ranks class by class.
 """
 
 import argparse

@@ -6,11 +6,11 @@ Can the loss lower itself? The mAP of one minibatch over updates on that minibat
 
 Features are pooled once from a backbone that stays as it is; only the head trains, from the same
 start, by the config's optimizer without its schedule: softmax, the error-driven gradient, and the
-nearest steps with each pairing and transitivity. SOLVER.IMS_PER_BATCH images. Prints a table in
-Markdown: mAP of the minibatch on itself; what pushes scores up and down at the first update, summed
-over windows and classes, and the percentage of it that falls to the one class with the most; the
-largest score at the end; the cosine between the change of scores that the gradient asked for and
-the one that the shared weights made of it, mean over all updates.
+nearest steps with each pairing and transitivity, class by class (POOLED 0). SOLVER.IMS_PER_BATCH
+images. Prints a table in Markdown: mAP of the minibatch on itself; what pushes scores up and down
+at the first update, summed over windows and classes, and the percentage of it that falls to the one
+class with the most; the largest score at the end; the cosine between the change of scores that the
+gradient asked for and the one that the shared weights made of it, mean over all updates.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def variants() -> list[tuple[list[str], list]]:
         *(("error_driven", "", x) for x in ERROR_DRIVEN_TRANSITIVITIES),
         *steps,
     ]:
-        overrides = ["MODEL.ROI_HEADS.NAME", "MAPROIHeads"]
+        overrides = ["MODEL.ROI_HEADS.NAME", "MAPROIHeads", "MODEL.MAP_LOSS.POOLED", "0.0"]
         overrides += ["MODEL.MAP_LOSS.GRADIENT", gradient, "MODEL.MAP_LOSS.TRANSITIVITY", level]
         if pairing:
             overrides += ["MODEL.MAP_LOSS.NEAREST_STEPS.PAIRING", pairing]

@@ -17,12 +17,13 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 from unittest import mock
 
 import torch
 from bm_global_minibatch import PARTS
-from bm_map_loss import NMS_THRESH, TEN, Minibatch, make_minibatch, peak_mebibytes, run_nms
+from bm_map_loss import TEN, Minibatch, make_minibatch, peak_mebibytes, run_nms
 from maploss.layers import DetectionMemory, MAPLossSettings, map_loss
 from maploss.layers.map_loss.detections import Detections
 from maploss.layers.map_loss.error_driven_gradient import find_errors, gradient_of_errors
@@ -67,7 +68,7 @@ def make_case(
     present = torch.arange(len(batch.gt_classes)) % round(0.4 * classes)
     batch = batch._replace(gt_classes=present)
     threshs = [round(0.5 + 0.05 * i, 2) for i in range(overlaps)]
-    settings = MAPLossSettings(iou_threshs=threshs, nms_thresh=NMS_THRESH)
+    settings = replace(TEN, iou_threshs=threshs)
     case = Case(batch, settings, DetectionMemory(memory) if memory else None, [], [], [])
     for _ in range(memory):
         map_loss(*batch, settings=settings, memory=case.memory)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 CASES = [
+    "default, ten overlaps",
     "error_driven, ten overlaps",
     "error_driven, one overlap",
     "error_driven with boxes, pooled .5",

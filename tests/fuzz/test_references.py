@@ -185,16 +185,26 @@ def test_gradients_of_pairs_are_those_of_a_double_loop(data, found, margin, tran
     draw.minibatches(max_windows=12),
     NMS_THRESHES,
     st.sets(st.sampled_from([0.0, 0.25, 0.5, 0.75]), min_size=1).map(sorted),
-    st.sampled_from(["error_driven", "mee", "sde"]),
+    st.sampled_from(
+        [
+            ("error_driven", "label_aware"),
+            ("error_driven", "object_aware"),
+            ("mee", "exact"),
+            ("sde", "exact"),
+        ]
+    ),
+    st.sampled_from([0.0, 0.5, 1.0]),
 )
 def test_the_loss_its_aps_and_its_gradient_are_those_of_the_slow_parts(
-    batch, nms_thresh, iou_threshs, gradient
+    batch, nms_thresh, iou_threshs, choice, pooled
 ):
+    gradient, transitivity = choice
     scores = batch["scores"].clone().requires_grad_()
     settings = {
         "nms_thresh": nms_thresh,
         "gradient": gradient,
-        "transitivity": "label_aware" if gradient == "error_driven" else "exact",
+        "transitivity": transitivity,
+        "pooled": pooled,
     }
     loss, stats = map_loss(
         **{**batch, "scores": scores},

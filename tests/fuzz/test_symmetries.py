@@ -25,7 +25,9 @@ OBJECTS = ("gt_boxes", "gt_classes", "gt_image_ids", "gt_difficult")
 
 def loss_and_gradient(batch: dict, **settings):
     scores = batch["scores"].clone().requires_grad_()
-    loss, stats = map_loss(**{**batch, "scores": scores}, settings=MAPLossSettings(**settings))
+    loss, stats = map_loss(
+        **{**batch, "scores": scores}, settings=MAPLossSettings(**{"pooled": 0.0} | settings)
+    )
     loss.backward()
     return loss.detach(), scores.grad, stats
 

@@ -189,8 +189,9 @@ def test_what_belongs_to_another_choice_takes_no_part(unusual_cfg):
     keys.REINFORCE.NUM_SAMPLES = 7
     assert map_loss_from_config(unusual_cfg).settings == SETTINGS_OF_STEPS
     keys.REINFORCE.NUM_SAMPLES = 5
-    keys.GRADIENT, keys.TRANSITIVITY, keys.POOLED = "reinforce", "label_aware", 0.0
+    keys.GRADIENT, keys.TRANSITIVITY = "reinforce", None
     samples = {"gradient": "reinforce", "eps": 0.03, "num_samples": 5, "noise": 0.3}
+    samples["pooled"] = 0.25
     assert map_loss_from_config(unusual_cfg).settings == MAPLossSettings(
         **FOR_ALL, **samples, box_gradient="mee"
     )
@@ -204,7 +205,7 @@ def test_what_belongs_to_another_choice_takes_no_part(unusual_cfg):
     assert map_loss_from_config(unusual_cfg).settings == MAPLossSettings(**FOR_ALL, **samples)
     keys.GRADIENT, keys.TRANSITIVITY, keys.LOG_SPACE.ENABLED = "error_driven", "none", False
     assert map_loss_from_config(unusual_cfg).settings == MAPLossSettings(
-        **FOR_ALL, transitivity="none", log_space=False, margin=2.0
+        **FOR_ALL, transitivity="none", log_space=False, margin=2.0, pooled=0.25
     )
 
 

@@ -115,9 +115,7 @@ class SlowBoxLoss:
         arrays = {name: value.numpy() for name, value in batch.items()}
         coco = MAPLossSettings(iou_threshs="coco").iou_threshs
         settings = SETTINGS | {"iou_threshs": coco, "box_gradient": box_gradient}
-        self.weights = slow.map_loss(
-            batch, settings.pop("iou_threshs"), transitivity="label_aware", **settings
-        ).by_overlap
+        self.weights = slow.map_loss(batch, settings.pop("iou_threshs"), **settings).by_overlap
         best = [slow.best_objects(arrays["boxes"][:, c], c, arrays) for c in range(NUM_CLASSES)]
         self.objects = np.array([[i for i, _ in column] for column in best]).T
         self.gt_boxes = arrays["gt_boxes"].astype(float)

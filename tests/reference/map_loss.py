@@ -33,7 +33,7 @@ def map_loss(
     iou_threshs: Sequence[float],
     *,
     gradient: str = "error_driven",
-    transitivity: str = "label_aware",
+    transitivity: str = "object_aware",
     box_gradient: str = "none",
     pooled: float = 0.0,
     ap_type: str = "area",

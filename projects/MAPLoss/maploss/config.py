@@ -90,9 +90,10 @@ def _add_map_loss(cfg: CfgNode) -> None:
     # "label_aware", "object_aware" and "exact". GRADIENT "error_driven" has "none", "label_aware"
     # (the push that it would have if it were kept) and "object_aware" (the same, and the windows of
     # an object share its weight, so that it counts once however many cover it). "mee" and "sde"
-    # have all but "object_aware". "reinforce" has no choice: a window that NMS keeps in some
-    # samples learns from these.
-    cfg.MODEL.MAP_LOSS.TRANSITIVITY = "label_aware"
+    # have all but "object_aware". None, the default: "object_aware" with "error_driven",
+    # "label_aware" with "mee" and "sde". "reinforce" has None only: a window that NMS keeps in some
+    # samples learns from these. None, and not a word for it, as in IOU_THRESHS.
+    cfg.MODEL.MAP_LOSS.TRANSITIVITY = None
     # Each element of the loss's gradient by the scores is clipped to [-GRAD_CLIP, GRAD_CLIP]
     # (paper, section 4.5; no value given); 1 / units of score; 0 = off. Not to be confused with
     # SOLVER.CLIP_GRADIENTS, which clips the gradients of parameters.
@@ -143,8 +144,9 @@ def _add_map_loss(cfg: CfgNode) -> None:
     # MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE of the windows that sampling labels.
     cfg.MODEL.MAP_LOSS.BOX_GRADIENT = "error_driven"
     # Share, in [0, 1], of the AP of all classes in one list (AP-pool, Dave et al. 2021), which
-    # makes scores of different classes comparable; the rest is mAP. 0 with GRADIENT "reinforce".
-    cfg.MODEL.MAP_LOSS.POOLED = 0.0
+    # makes scores of different classes comparable and lets the classes that a minibatch lacks take
+    # part; the rest is mAP.
+    cfg.MODEL.MAP_LOSS.POOLED = 1.0
     # The detections of so many earlier minibatches stay in the ranking, as constants; 0 = none.
     cfg.MODEL.MAP_LOSS.MEMORY = 0
     # Every so many iterations TensorBoard gets pictures of the minibatch: PR curves, and windows

@@ -19,7 +19,9 @@ from tests.reference import map_loss as slow
 def compute(batch: dict, **settings):
     """Loss, gradient by the scores, gradient by overlap or None, and what is watched."""
     scores = batch["scores"].clone().requires_grad_()
-    loss, stats = map_loss(**{**batch, "scores": scores}, settings=MAPLossSettings(**settings))
+    loss, stats = map_loss(
+        **{**batch, "scores": scores}, settings=MAPLossSettings(**{"pooled": 0.0} | settings)
+    )
     loss.backward()
     boxes = stats.box_gradient
     by_overlap = None if boxes is None else boxes.by_overlap.numpy()
@@ -143,7 +145,11 @@ def test_a_memory_takes_a_class_that_has_difficult_objects_only():
     batch = random_minibatch(3)
     batch["gt_difficult"] = batch["gt_difficult"] | (batch["gt_classes"] == 0)
     scores = batch["scores"].clone().requires_grad_()
-    loss, _ = map_loss(**{**batch, "scores": scores}, memory=DetectionMemory(1))
+    loss, _ = map_loss(
+        **{**batch, "scores": scores},
+        settings=MAPLossSettings(pooled=0.0),
+        memory=DetectionMemory(1),
+    )
     loss.backward()
     assert scores.grad.isfinite().all()
     assert scores.grad[:, 1].any()

@@ -13,7 +13,7 @@ NUM_IMAGES, NUM_WINDOWS, NUM_CLASSES = 8, 30, 5
 SETTINGS = [
     {},
     {"transitivity": "none", "ap_type": "voc07"},
-    {"margin": 0.1, "log_space": False, "grad_clip": 0.01},
+    {"transitivity": "label_aware", "margin": 0.1, "log_space": False, "grad_clip": 0.01},
     *(
         {"gradient": estimator, "transitivity": transitivity, "pairing": pairing}
         for estimator, pairing in (("mee", "paired"), ("sde", "none"))
@@ -87,7 +87,9 @@ def results_of(batch: dict, **settings):
     scores = batch["scores"].clone().requires_grad_()
     takes_part = {k: settings.pop(k) for k in ("group", "memory") if k in settings}
     loss, stats = map_loss(
-        **{**batch, "scores": scores}, settings=MAPLossSettings(**settings), **takes_part
+        **{**batch, "scores": scores},
+        settings=MAPLossSettings(**{"pooled": 0.0} | settings),
+        **takes_part,
     )
     loss.backward()
     by_overlap = pulled_to = torch.zeros(len(scores), 0)

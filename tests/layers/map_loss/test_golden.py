@@ -64,6 +64,7 @@ def load_cases() -> list[Golden]:
 def _without_data(data: dict, case: int) -> Golden:
     clip = float(data["grad_clip"][case])
     settings = MAPLossSettings(
+        pooled=0.0,
         iou_threshs=(float(data["iou_thresh"][case]),),
         grad_clip=None if math.isnan(clip) else clip,
         **{name: data[name][case].item() for name in SETTINGS},

@@ -41,7 +41,9 @@ def random_batch(seed: int = 0, num_classes: int = 4, dtype=torch.float32) -> di
 
 def loss_and_gradient(batch: dict, **settings):
     scores = batch["scores"].clone().requires_grad_()
-    loss, stats = map_loss(**{**batch, "scores": scores}, settings=MAPLossSettings(**settings))
+    loss, stats = map_loss(
+        **{**batch, "scores": scores}, settings=MAPLossSettings(**{"pooled": 0.0} | settings)
+    )
     loss.backward()
     return loss.detach(), scores.grad, stats
 
@@ -223,7 +225,7 @@ def test_the_gradient_is_clipped_element_by_element_and_the_share_is_told():
 
 def test_the_gradient_scales_with_the_incoming_one():
     batch = random_batch()
-    _, gradient, _ = loss_and_gradient(batch)
+    _, gradient, _ = loss_and_gradient(batch, pooled=1.0)
     scores = batch["scores"].clone().requires_grad_()
     loss, _ = map_loss(**{**batch, "scores": scores})
     (3 * loss).backward()

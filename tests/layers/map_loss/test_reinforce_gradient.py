@@ -152,6 +152,42 @@ def test_each_sample_is_ranked_by_the_definition_and_compared_with_the_others(
     np.testing.assert_allclose(gradient.numpy(), -expected / 4, atol=1e-12)
 
 
+@pytest.mark.parametrize("pooled", [0.4, 1.0])
+def test_pooled_ap_of_a_sample_is_the_reward_of_all_its_scores(monkeypatch, pooled):
+    drawn = []
+    draw = module._draw
+
+    def record(*args):
+        drawn.append(draw(*args))
+        return drawn[-1]
+
+    monkeypatch.setattr(module, "_draw", record)
+    batch = random_batch(dtype=torch.float64)
+    threshs, noise = (0.5, 0.7), 0.8
+    settings = {"iou_threshs": threshs, "noise": noise, "num_samples": 3, "pooled": pooled}
+    _, gradient, stats = loss_and_gradient(batch, **REINFORCE, **settings)
+    assert len(drawn) == 3
+
+    def slow(scores):
+        """AP of each class, none for the fourth without an object, and of all in one list."""
+        found = reference.map_loss(
+            batch | {"scores": scores}, threshs, pooled=1.0, transitivity="none", log_space=False
+        )
+        return np.nan_to_num(found.ap).mean(0), 1 - found.loss
+
+    assert stats.pooled_ap.item() == pytest.approx(slow(batch["scores"])[1], abs=1e-12)
+    rewards = []
+    for z in drawn:
+        ap, pooled_ap = slow(batch["scores"] + noise * z)
+        rewards.append((1 - pooled) / 4 * ap + pooled * pooled_ap)
+    expected = np.zeros((120, 4))
+    for k, z in enumerate(drawn):
+        others = np.mean([r for i, r in enumerate(rewards) if i != k], axis=0)
+        expected += (rewards[k] - others) * z.numpy() / noise / 3
+    assert (np.abs(expected).max(0) > 0.001).all()
+    np.testing.assert_allclose(gradient.numpy(), -expected, atol=1e-12)
+
+
 def test_in_log_space_the_same_samples_have_the_gradient_of_the_logarithm():
     batch = random_batch(dtype=torch.float64)
     torch.manual_seed(3)
@@ -224,7 +260,7 @@ def test_nothing_to_sample_has_no_gradient(missing):
     assert not gradient.any()
 
 
-SETTINGS = [{}, {"iou_threshs": "coco", "ap_type": "coco101", "num_samples": 3}]
+SETTINGS = [{}, {"iou_threshs": "coco", "ap_type": "coco101", "num_samples": 3}, {"pooled": 0.6}]
 
 
 def with_noise_of_windows(own=(0, NUM_IMAGES), group=None):

@@ -17,6 +17,11 @@ REINFORCE = {"gradient": "reinforce"}
         ({"eps": 0.0}, ValueError, "eps.*above 0.*got 0"),
         ({"gradient": "step"}, ValueError, "gradient.*error_driven, mee, sde, reinforce.*'step'"),
         ({"transitivity": "full"}, ValueError, "transitivity.*'full'"),
+        (
+            {"transitivity": "object_aware", "gradient": "mee"},
+            ValueError,
+            "transitivity of gradient 'mee'.*'object_aware'",
+        ),
         ({"pairing": "yes", "gradient": "mee"}, ValueError, "pairing.*none, paired.*'yes'"),
         ({"grad_clip": -1.0}, ValueError, "grad_clip.*above 0.*-1"),
         ({"margin": None}, TypeError, "margin.*a number.*None"),
@@ -72,10 +77,9 @@ def test_a_field_out_of_its_range_is_named_with_what_it_may_be(field, error, say
         ({"num_samples": 3, "gradient": "mee"}, "num_samples.*2, its default, with gradient 'mee'"),
         ({"margin": 0.5, **REINFORCE}, "margin.*1.0, its default, with gradient 'reinforce'"),
         ({"min_delta": 0.1, **REINFORCE}, "min_delta.*0.5, its default, with gradient 'reinforce'"),
-        ({"transitivity": "none", **REINFORCE}, "transitivity.*'label_aware', its default, with"),
         (
-            {"pooled": 0.5, **REINFORCE},
-            "pooled.*0.0, its default, with gradient 'reinforce', got 0",
+            {"transitivity": "none", **REINFORCE},
+            "transitivity.*None, its default, with gradient 'reinforce', got 'none'",
         ),
         # Steps of boxes are in units of IoU.
         ({"min_delta": 0.1, "box_gradient": "mee"}, "min_delta.*0.5, its default, with gradient"),
@@ -93,6 +97,21 @@ def test_a_field_that_would_have_no_effect_is_refused(fields, says):
 def test_the_margin_is_that_of_error_driven_boxes_as_well(gradient):
     settings = MAPLossSettings(gradient=gradient, box_gradient="error_driven", margin=0.5)
     assert settings.margin == 0.5
+
+
+@pytest.mark.parametrize(
+    ("gradient", "expected"),
+    [
+        ("error_driven", "object_aware"),
+        ("mee", "label_aware"),
+        ("sde", "label_aware"),
+        ("reinforce", None),
+    ],
+)
+def test_each_gradient_has_a_transitivity_of_its_own_unless_one_is_given(gradient, expected):
+    settings = MAPLossSettings(gradient=gradient)
+    assert settings.transitivity == expected
+    assert settings == MAPLossSettings(gradient=gradient, transitivity=expected)
 
 
 def test_coco_is_ten_overlaps():

@@ -73,7 +73,9 @@ def random_overlaps(seed: int) -> tuple[float, ...]:
 def compute(batch: dict, **settings) -> tuple[float, np.ndarray, np.ndarray]:
     """Loss, AP of each class and gradient."""
     scores = batch["scores"].clone().requires_grad_()
-    loss, stats = map_loss(**{**batch, "scores": scores}, settings=MAPLossSettings(**settings))
+    loss, stats = map_loss(
+        **{**batch, "scores": scores}, settings=MAPLossSettings(**{"pooled": 0.0} | settings)
+    )
     loss.backward()
     return loss.item(), stats.ap_per_class.numpy(), scores.grad.numpy()
 

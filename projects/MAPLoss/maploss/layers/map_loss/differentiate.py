@@ -5,7 +5,7 @@ What raises AP of a ranked minibatch: pseudo partial derivatives by scores and b
 Shape letters: R windows, K classes, P of them ranked, G objects, m detections of all who take part.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 
@@ -62,12 +62,16 @@ def differentiate(
             columns.insert(0, step_gradient(ranking, pool, candidates, settings))
         if settings.box_gradient in ESTIMATORS:
             columns.append(_overlap_steps(ranking, pool, candidates, settings))
-        if settings.gradient == "reinforce":
-            # Last: its samples go through the pool.
-            columns.insert(0, reinforce_gradient(candidates, pool, settings))
-        parts.append(pool.num_minibatches * share * torch.stack(columns))
-    minibatch.timer.stop()
+        if columns:
+            parts.append(pool.num_minibatches * share * torch.stack(columns))
+    if not parts:
+        parts.append(candidates.ious.new_zeros((0, len(candidates.ious)), dtype=torch.float64))
     by_candidate = sum(parts[1:], start=parts[0])
+    if settings.gradient == "reinforce":
+        # Last: its samples go through the pool.
+        by_score = reinforce_gradient(candidates, pool, settings, num_classes)
+        by_candidate = torch.cat([pool.num_minibatches * by_score[None], by_candidate])
+    minibatch.timer.stop()
     shape = (len(pool.ranked), len(candidates.cells.scores))
     by_class = by_candidate.new_zeros((len(by_candidate), num_classes, shape[1]))
     by_class.index_copy_(1, pool.ranked, by_candidate.view(len(by_candidate), *shape))
@@ -87,7 +91,8 @@ def _error_driven(
         return []
     errors, columns = find_errors(ranking, settings.margin), []
     if settings.is_error_driven:
-        columns.append(gradient_of_errors(ranking, errors, settings.transitivity))
+        transitivity = cast(str, settings.transitivity)
+        columns.append(gradient_of_errors(ranking, errors, transitivity))
     if settings.box_gradient == "error_driven":
         columns.append(overlap_gradient_of_errors(ranking, errors))
     by_place = torch.stack(columns, dim=1)

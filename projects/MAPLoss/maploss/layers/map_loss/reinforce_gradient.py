@@ -3,7 +3,7 @@
 REINFORCE on mAP after NMS (Pinto et al., "Tuning computer vision models with task rewards", ICML
 2023, section 3): the score-function gradient of the very number that the other gradients are of.
 
-Shape letters: R windows, P classes, S samples, T overlaps.
+Shape letters: R windows, P of K classes ranked, S samples, T overlaps.
 """
 
 import torch
@@ -17,11 +17,11 @@ from .settings import MAPLossSettings
 
 
 def reinforce_gradient(
-    candidates: Candidates, pool: DetectionPool, settings: MAPLossSettings
+    candidates: Candidates, pool: DetectionPool, settings: MAPLossSettings, num_classes: int
 ) -> torch.Tensor:
     """
-    (P R,) float64, what raises the expected AP of noisy scores in each window as each class, class
-    by class.
+    (P R,) float64, what raises the expected mAP, or pooled AP, of noisy scores in each window as
+    each class, class by class.
 
     Detections are sampled by Gaussian noise on all scores, s_k = s + noise z_k, z_k ~ N(0, 1). The
     reward R_k of sample k is AP after NMS, the mean over overlaps; the baseline b_k is the mean of
@@ -29,8 +29,10 @@ def reinforce_gradient(
 
         g = 1/S sum_k (R_k - b_k) (s_k - s) / noise^2,    the mean of g being dE[AP(s + noise z)]/ds
 
-    Each class has its own AP for the reward of its scores, not mAP: the scores of other classes do
-    not change it, so that the mean is the same and the variance smaller.
+    The scores of a class have its share 1 / K of mAP for their reward, not mAP: the scores of other
+    classes do not change it, so that the mean is the same and the variance smaller. With
+    `settings.pooled` p, the reward is 1 - p times that and p times AP of all classes in one list,
+    which all scores change.
 
     Of other processes and of a memory come detections too: processes draw noise each for their own
     windows, what is remembered stays as it is.
@@ -39,7 +41,9 @@ def reinforce_gradient(
         candidates: the windows of this process.
         pool: who else takes part. Samples are not remembered.
         settings: of the loss.
+        num_classes: K.
     """
+    share_of_class = (1 - settings.pooled) / max(num_classes, 1)
     cells, noises, rewards = candidates.cells, [], []
     generator = _generator(cells.scores.device, pool.group)
     for _ in range(settings.num_samples):
@@ -51,9 +55,15 @@ def reinforce_gradient(
         with torch.no_grad():  # or the pool would remember it
             pooled = pool.gather(sample, is_kept.nonzero().squeeze(1))
         ranking = Ranking.of(pooled, pool.num_gt, pool.num_objects, len(settings.iou_threshs))
-        rewards.append(pool.sum_ap(average_precisions(ranking, settings.ap_type)).mean(0))
-    # Classes that have objects in no minibatch yet have no AP.
-    reward = torch.stack(rewards).nan_to_num(nan=0.0)
+        ap = pool.sum_ap(average_precisions(ranking, settings.ap_type)).mean(0)
+        # Classes that have objects in no minibatch yet have no AP.
+        reward = share_of_class * ap.nan_to_num(nan=0.0)
+        if settings.pooled > 0:
+            joint = ranking.in_one_list(pool.num_objects)
+            pooled_ap = average_precisions(joint, settings.ap_type).mean(0)
+            reward = reward + settings.pooled * pooled_ap.nan_to_num(nan=0.0)
+        rewards.append(reward)
+    reward = torch.stack(rewards)
     advantage = (reward - reward.mean(0)) * settings.num_samples / (settings.num_samples - 1)
     gradient = torch.zeros_like(cells.scores, dtype=torch.float64)
     for noise, own in zip(noises, advantage, strict=True):

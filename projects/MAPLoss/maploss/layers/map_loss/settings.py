@@ -24,6 +24,10 @@ _GRADIENTS_OF_FIELD = {
     "num_samples": ("reinforce",),
     "noise": ("reinforce",),
 }
+_DEFAULT_TRANSITIVITIES = {
+    "error_driven": "object_aware",
+    **dict.fromkeys(ESTIMATORS, "label_aware"),
+}
 # .5, .55, .., .95, each the float nearest to its decimal.
 COCO_IOU_THRESHS = tuple(round(0.05 * i, 2) for i in range(10, 20))
 
@@ -43,16 +47,16 @@ class MAPLossSettings:
             nearest steps (Henderson & Ferrari 2016, section 4.3), see :func:`pseudo_gradient`; or
             "reinforce", from sampled detections (Pinto et al. 2023), see
             :func:`~maploss.layers.map_loss.reinforce_gradient.reinforce_gradient`.
-        transitivity: what the windows get that NMS suppresses: "none", "paper", "label_aware" or
-            "exact", see :func:`nms_ap_steps`; with "error_driven" "none", "label_aware" or
-            "object_aware", see :func:`error_driven_gradient`; not of
-            "reinforce", whose samples go through NMS.
+        transitivity: what the windows get that NMS suppresses. None: "object_aware" with
+            "error_driven", "label_aware" with "mee" and "sde". Others: "none", "paper" and "exact"
+            with "mee" and "sde", see :func:`nms_ap_steps`; "none" and "label_aware" with
+            "error_driven", see :func:`error_driven_gradient`. None alone with "reinforce", whose
+            samples go through NMS.
         box_gradient: by the overlap of boxes with their objects: "none"; "error_driven", see
             :func:`overlap_gradient_of_errors`; or "mee" or "sde", from the nearest overlaps at
             which AP changes, see :func:`overlap_step_gradient`.
         pooled: share in [0, 1] of AP of all classes in one list (AP-pool of Dave et al. 2021,
             arXiv 2102.01066), which makes scores of different classes comparable; the rest is mAP.
-            0 with "reinforce".
         grad_clip: bound of each element of the gradient, above 0; None for none.
         log_space: the loss is -log((mAP + eps) / (1 + eps)) if True, else 1 - mAP.
         eps: above 0, of log space.
@@ -80,9 +84,9 @@ class MAPLossSettings:
     ap_type: str = "area"
     nms_thresh: float = 0.3
     gradient: str = "error_driven"
-    transitivity: str = "label_aware"
+    transitivity: str | None = None
     box_gradient: str = "none"
-    pooled: float = 0.0
+    pooled: float = 1.0
     grad_clip: float | None = None
     log_space: bool = True
     eps: float = 1.0
@@ -96,8 +100,12 @@ class MAPLossSettings:
         object.__setattr__(self, "iou_threshs", check_iou_threshs(self.iou_threshs))
         check_choice("ap_type", self.ap_type, AP_TYPES)
         check_choice("gradient", self.gradient, GRADIENTS)
-        levels = ERROR_DRIVEN_TRANSITIVITIES if self.is_error_driven else TRANSITIVITIES
-        check_choice(f"transitivity of gradient {self.gradient!r}", self.transitivity, levels)
+        if self.transitivity is None:
+            transitivity = _DEFAULT_TRANSITIVITIES.get(self.gradient)
+            object.__setattr__(self, "transitivity", transitivity)
+        elif self.gradient != "reinforce":
+            levels = ERROR_DRIVEN_TRANSITIVITIES if self.is_error_driven else TRANSITIVITIES
+            check_choice(f"transitivity of gradient {self.gradient!r}", self.transitivity, levels)
         check_choice("pairing", self.pairing, PAIRINGS)
         check_choice("box_gradient", self.box_gradient, BOX_GRADIENTS)
         if not 0 <= _number("pooled", self.pooled) <= 1:
@@ -128,8 +136,6 @@ class MAPLossSettings:
         }
         if self.box_gradient == "error_driven":
             cases.pop("margin", None)
-        if self.gradient == "reinforce":
-            cases["pooled"] = "gradient 'reinforce'"
         if not self.log_space:
             cases["eps"] = "log_space False"
         for field in dataclasses.fields(self):

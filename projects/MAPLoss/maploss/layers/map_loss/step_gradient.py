@@ -5,6 +5,8 @@ The gradient from the nearest steps of AP after NMS, of all classes and overlaps
 Shape letters: R windows, P classes, T overlaps, m detections of all who take part.
 """
 
+from typing import cast
+
 import torch
 
 from ..match_detections import UNMATCHED
@@ -36,7 +38,7 @@ def step_gradient(
         settings: of the loss.
     """
     windows = rank_windows(ranking, pool, candidates)
-    steps = ranked_nms_ap_steps(windows, settings.ap_type, settings.transitivity)
+    steps = ranked_nms_ap_steps(windows, settings.ap_type, cast(str, settings.transitivity))
     scores = ranking.detections.scores.double()
     estimator = settings.gradient, settings.min_delta, settings.pairing
     args = (steps, windows.classes, scores, *estimator)
