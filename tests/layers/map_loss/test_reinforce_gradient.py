@@ -116,18 +116,23 @@ def test_the_mean_is_the_slope_of_the_smoothed_map_after_nms():
     assert (slope[[4, 5]] < -5 * both[[4, 5]]).all()
 
 
-@pytest.mark.parametrize("per_class_boxes", [False, True])
-def test_each_sample_is_ranked_by_the_definition_and_compared_with_the_others(
-    monkeypatch, per_class_boxes
-):
-    drawn = []
-    draw = module._draw
+@pytest.fixture
+def drawn(monkeypatch):
+    """The noise of each sample, as it is drawn."""
+    noises, draw = [], module._draw
 
     def record(*args):
-        drawn.append(draw(*args))
-        return drawn[-1]
+        noises.append(draw(*args))
+        return noises[-1]
 
     monkeypatch.setattr(module, "_draw", record)
+    return noises
+
+
+@pytest.mark.parametrize("per_class_boxes", [False, True])
+def test_each_sample_is_ranked_by_the_definition_and_compared_with_the_others(
+    drawn, per_class_boxes
+):
     batch = random_batch(dtype=torch.float64)
     if per_class_boxes:
         batch["boxes"] = torch.stack([batch["boxes"] + 2 * c for c in range(4)], 1)
@@ -153,15 +158,7 @@ def test_each_sample_is_ranked_by_the_definition_and_compared_with_the_others(
 
 
 @pytest.mark.parametrize("pooled", [0.4, 1.0])
-def test_pooled_ap_of_a_sample_is_the_reward_of_all_its_scores(monkeypatch, pooled):
-    drawn = []
-    draw = module._draw
-
-    def record(*args):
-        drawn.append(draw(*args))
-        return drawn[-1]
-
-    monkeypatch.setattr(module, "_draw", record)
+def test_pooled_ap_of_a_sample_is_the_reward_of_all_its_scores(drawn, pooled):
     batch = random_batch(dtype=torch.float64)
     threshs, noise = (0.5, 0.7), 0.8
     settings = {"iou_threshs": threshs, "noise": noise, "num_samples": 3, "pooled": pooled}

@@ -62,15 +62,13 @@ def differentiate(
             columns.insert(0, step_gradient(ranking, pool, candidates, settings))
         if settings.box_gradient in ESTIMATORS:
             columns.append(_overlap_steps(ranking, pool, candidates, settings))
-        if columns:
-            parts.append(pool.num_minibatches * share * torch.stack(columns))
-    if not parts:
-        parts.append(candidates.ious.new_zeros((0, len(candidates.ious)), dtype=torch.float64))
-    by_candidate = sum(parts[1:], start=parts[0])
+        parts.append([pool.num_minibatches * share * column for column in columns])
+    columns = [sum(column[1:], start=column[0]) for column in zip(*parts, strict=True)]
     if settings.gradient == "reinforce":
         # Last: its samples go through the pool.
         by_score = reinforce_gradient(candidates, pool, settings, num_classes)
-        by_candidate = torch.cat([pool.num_minibatches * by_score[None], by_candidate])
+        columns.insert(0, pool.num_minibatches * by_score)
+    by_candidate = torch.stack(columns)
     minibatch.timer.stop()
     shape = (len(pool.ranked), len(candidates.cells.scores))
     by_class = by_candidate.new_zeros((len(by_candidate), num_classes, shape[1]))
