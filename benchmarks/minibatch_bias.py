@@ -14,6 +14,7 @@ are drawn without putting back, with the detections of the last 0, 1, 4 and 8 in
 Prints a table in Markdown: bias and standard deviation, the mean over minibatches and that of one,
 of an AP of the minibatch minus that of all images, in percentage points. In "AP" a class without
 an object counts 0, as in the loss; in "AP of classes present" it is left out, as in the evaluation.
+"AP-pool" is that of all classes in one list, where MODEL.MAP_LOSS.POOLED is more than 0.
 """
 
 import argparse
@@ -78,6 +79,8 @@ def named_ap(stats: MAPLossStats, iou_threshs: tuple[float, ...]) -> dict[str, f
     for name, ap in rows.items():
         found[name] = 100 * float(ap.nansum()) / len(ap)
         found[f"{name} of classes present"] = 100 * float(ap.nanmean())
+    if stats.pooled_ap is not None:
+        found["AP-pool"] = 100 * float(stats.pooled_ap)
     found["classes present"] = 100 * float(stats.ap_per_class.isfinite().double().mean())
     return found
 

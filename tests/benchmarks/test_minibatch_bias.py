@@ -38,9 +38,13 @@ def test_a_minibatch_of_all_images_has_no_bias_and_one_of_one_image_lacks_classe
         "AP50:95 of classes present",
         "AP50",
         "AP50 of classes present",
+        "AP-pool",
         "classes present",
     ]
     assert 0 < whole["AP50:95"] < whole["AP50"]
+    by_class = benchmark.measure(images, MAPLossSettings(iou_threshs="coco", pooled=0.0), None)
+    assert "AP-pool" not in by_class
+    assert by_class["AP50:95"] == whole["AP50:95"]
     for said in benchmark.minibatches(images, settings, 6, 0, 3):
         assert said == pytest.approx(whole)
     for said in benchmark.minibatches(images, settings, 1, 0, 6):
