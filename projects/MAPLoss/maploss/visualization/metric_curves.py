@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 # Title of the panel, and its curves: name in metrics.json, factor, line style.
 _PANELS = (
     ("average loss of all training windows", (("train/average_loss", 1.0, "-"),)),
+    ("AP50:95 on test images, %", (("bbox/AP", 1.0, "-"),)),
     ("AP50 on test images, %", (("bbox/AP50", 1.0, "-"),)),
     ("mAP of the minibatch, %", (("map/minibatch_map", 100.0, "-"),)),
     (
@@ -39,8 +40,8 @@ def group_runs(arguments: Sequence[str]) -> dict[str, list[Path]]:
 
 def draw_metric_curves(path: str, runs: Mapping[str, Sequence[Path]]) -> Figure:
     """
-    Draws test AP50, mAP of the minibatch and the sums of the gradient over iterations, or the
-    average loss that tools/average_loss.py has found.
+    Draws AP50:95 and AP50 of the test, mAP of the minibatch and the sums of the gradient over
+    iterations, or the average loss that tools/average_loss.py has found.
 
     A line is the mean of the runs of one label, the band from the least to the greatest of them.
     Panels that no run has anything for are left out.
