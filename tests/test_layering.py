@@ -11,7 +11,8 @@ PACKAGE = REPOSITORY / "projects/MAPLoss/maploss"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # Part of the package: parts that it must not import.
 FORBIDDEN = {
-    "layers": {"config", "data", "engine", "evaluation", "modeling", "visualization"},
+    "utils": {"config", "data", "engine", "evaluation", "layers", "modeling", "visualization"},
+    "layers": {"config", "data", "engine", "evaluation", "modeling", "utils", "visualization"},
     "modeling": {"data", "engine", "evaluation", "visualization"},
     "data": {"config", "engine", "evaluation", "modeling"},
     "evaluation": {"config", "engine", "modeling"},

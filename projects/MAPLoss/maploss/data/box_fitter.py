@@ -4,7 +4,7 @@
 import logging
 from collections.abc import Sequence
 
-from .warn_once import warn_once
+from ..utils.warn_once import warn_once
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
+from ..utils.find_duplicates import find_duplicates
 from .box_fitter import BoxFitter
-from .repeated import repeated
 
 # Keys without which an entry of each list is of no use.
 _REQUIRED = {
@@ -105,7 +105,7 @@ def coco_problems(content: dict) -> Iterator[str]:
         yield "lists no image"
     # Windows and detections know images by str(id).
     images = [str(x["id"]) for x in content["images"]]
-    yield from (f"id {x!r} comes twice in 'images'" for x in repeated(images))
+    yield from (f"id {x!r} comes twice in 'images'" for x in find_duplicates(images))
     yield from _category_problems(content["categories"])
     sizes = {x["id"]: (x["width"], x["height"]) for x in content["images"]}
     for image_id, size in sizes.items():
@@ -155,7 +155,7 @@ def _category_problems(categories: list[dict]) -> Iterator[str]:
             yield f"entry {i} of 'categories': expected a name, got {entry['name']!r}"
     for key in ("id", "name"):
         values = [x[key] for x in categories if isinstance(x[key], int | str)]
-        yield from (f"{key} {x!r} comes twice in 'categories'" for x in repeated(values))
+        yield from (f"{key} {x!r} comes twice in 'categories'" for x in find_duplicates(values))
 
 
 def _is_number(value: object) -> bool:

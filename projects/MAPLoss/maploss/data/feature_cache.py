@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from iopath.common.file_io import file_lock
 
-from .cache import new_folder
+from ..utils.atomic_files import new_folder
 from .views import View
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ import numpy as np
 import scipy.io
 from detectron2.structures import BoxMode
 
+from ..utils.safe_pickle import load_arrays
 from .proposals import as_boxes, check_covered, check_different, read_proposals, write_proposals
-from .safe_pickle import load_arrays
 
 EXTENSIONS = (".npz", ".mat", ".pkl")
 

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..layers.checks import check_choice
-from .cache import new_file, remove_leftovers
+from ..utils.atomic_files import new_file, remove_leftovers
 from .dense_windows import dense_windows
 from .images import read_image
 from .proposals import read_proposals, write_proposals

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from detectron2.data import DatasetCatalog
 
-from .cache import cache_root
+from .cache_root import cache_root
 from .import_proposals import import_proposals
 from .proposals import load_and_check
 

@@ -17,9 +17,9 @@ from typing import IO
 import numpy as np
 from detectron2.structures import BoxMode
 
-from .cache import new_file
-from .repeated import repeated
-from .warn_once import warn_once
+from ..utils.atomic_files import new_file
+from ..utils.find_duplicates import find_duplicates
+from ..utils.warn_once import warn_once
 
 logger = logging.getLogger(__name__)
 
@@ -204,7 +204,7 @@ def _check_unpacked(archive: zipfile.ZipFile, file_size: int) -> None:
 
 def check_different(ids: Sequence, path: str) -> None:
     """Raises ValueError where two images of a file have one id."""
-    for image_id in repeated(map(str, ids)):
+    for image_id in find_duplicates(map(str, ids)):
         raise ValueError(f"{path}: image {image_id!r} comes twice")
 
 

@@ -20,7 +20,8 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from .cache import cache_root, new_folder
+from ..utils.atomic_files import new_folder
+from .cache_root import cache_root
 from .proposal_files import register_proposals
 from .proposals import write_proposals
 from .selective_search import selective_search

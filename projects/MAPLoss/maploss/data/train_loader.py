@@ -12,9 +12,9 @@ from detectron2.utils import comm
 from torch import Generator
 from torch.utils.data import DataLoader, Dataset
 
+from ..utils.seeding import seeded_generators
+from ..utils.warn_once import warn_once
 from .images import ImageError
-from .seeding import seeded_generators
-from .warn_once import warn_once
 
 logger = logging.getLogger(__name__)
 

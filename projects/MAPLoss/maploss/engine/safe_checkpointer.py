@@ -16,8 +16,8 @@ from detectron2.utils import comm
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
-from ..data.cache import new_file, remove_leftovers
-from ..data.safe_pickle import load_arrays
+from ..utils.atomic_files import new_file, remove_leftovers
+from ..utils.safe_pickle import load_arrays
 
 logger = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from ..config import add_maploss_config
-from ..data.cache import new_file
 from ..data.declared import check_registered, register_declared_datasets
 from ..data.images import check_images_exist
 from ..data.proposal_files import proposal_files_for
 from ..modeling.timm_backbone import import_timm
+from ..utils.atomic_files import new_file
 from .feature_cache import check_cache_config
 
 logger = logging.getLogger(__name__)

@@ -12,10 +12,10 @@ from detectron2.engine import DefaultTrainer, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 
-from ..data.seeding import seed_generators
 from ..data.train_loader import TrainLoader
 from ..layers import MAPLoss
 from ..modeling.map_output_layers import map_output_layers_of
+from ..utils.seeding import seed_generators
 from .accumulating_trainer import AccumulatingTrainer
 from .box_targets import set_box_targets
 from .checkpoints import loading

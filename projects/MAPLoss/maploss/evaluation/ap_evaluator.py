@@ -16,7 +16,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from tabulate import tabulate
 
-from maploss.data.cache import new_file
+from maploss.utils.atomic_files import new_file
 from maploss.visualization import draw_detection_grid, draw_pr_curves
 
 from .coco_ap import coco_ap

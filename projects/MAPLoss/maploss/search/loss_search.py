@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from ..data.cache import new_file
 from ..engine import load_config
+from ..utils.atomic_files import new_file
 from .optuna_sampler import OptunaSampler
 from .policy import Sampler, TruncatedNormalPolicy
 from .proxy import Proxy, Sample, TrainingProxy

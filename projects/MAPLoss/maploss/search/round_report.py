@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
-from ..data.cache import new_file, remove_leftovers
 from ..engine import load_config
+from ..utils.atomic_files import new_file, remove_leftovers
 from ..visualization.search_pictures import draw_functions, draw_rewards
 from .record import START_ROUND, FinishedSample
 from .search_file import SearchSettings

@@ -15,7 +15,8 @@ def seed_generators(*key: int, with_devices: bool = True) -> None:
 
     Args:
         key: numbers of at least 0; keys of other numbers, in another order, give other seeds, but
-            zeros at the end count for nothing. with_devices: torch's generators of GPUs as well.
+            zeros at the end count for nothing.
+        with_devices: torch's generators of GPUs as well.
     """
     seeds = np.random.SeedSequence(key).generate_state(6)
     np.random.seed(seeds[:2])

@@ -4,7 +4,7 @@ import os
 import stat
 
 import pytest
-from maploss.data.cache import new_file
+from maploss.utils.atomic_files import new_file
 
 
 @pytest.mark.parametrize("of_folders", [True, False])

@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from maploss.data.safe_pickle import load_arrays
+from maploss.utils.safe_pickle import load_arrays
 
 RECONSTRUCT, (NDARRAY, *_), _ = np.zeros(1).__reduce__()
 SCALAR = np.float32(1).__reduce__()[0]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What comes more than once."""
+"""Values that come more than once."""
 
 from collections import Counter
 from collections.abc import Hashable, Iterable
 
 
-def repeated(values: Iterable[Hashable]) -> list:
+def find_duplicates(values: Iterable[Hashable]) -> list:
     """The values that come more than once, each once, in their order."""
     return [x for x, count in Counter(values).items() if count > 1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that the project makes once and keeps: the rendered data set, converted proposals."""
+"""Files and folders that are whole or absent, wherever a process is killed."""
 
 import contextlib
 import os
@@ -8,12 +8,6 @@ import tempfile
 from collections.abc import Iterator
 
 from iopath.common.file_io import file_lock
-
-
-def cache_root() -> str:
-    """Folder of everything cached: $MAPLOSS_CACHE, or else ~/.cache/maploss."""
-    folder = os.environ.get("MAPLOSS_CACHE") or os.path.join("~", ".cache", "maploss")
-    return os.path.abspath(os.path.expanduser(folder))
 
 
 @contextlib.contextmanager
@@ -72,7 +66,8 @@ def remove_leftovers(path: str, *, is_beginning: bool = False) -> None:
     Removes what processes that were killed have left of :func:`new_file`; none may be at it.
 
     Args:
-        path: of the file; with `is_beginning` that of all files whose paths begin so.
+        path: of the file.
+        is_beginning: of all files whose paths begin with `path`.
     """
     parent, name = os.path.split(os.path.abspath(path))
     stem = name if is_beginning else os.path.splitext(name)[0] + ".tmp-"
