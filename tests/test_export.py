@@ -15,7 +15,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import ImageList
 from maploss.engine import load_config
 from maploss.export import export_model
-from maploss.proposal_generator import SelectiveSearchProposals
+from maploss.modeling import SelectiveSearchProposals
 
 # What a user without this repository's tools would write.
 SCRIPT = """

@@ -20,7 +20,7 @@ import torch
 from detectron2.utils.logger import setup_logger
 from maploss.data.mapper import MAPDatasetMapper
 from maploss.engine import load_trained, prepare_config, show_as_at_test, training_records
-from maploss.engine.post_hoc_svm import extract_features, train_svms
+from maploss.modeling.post_hoc_svm import extract_features, train_svms
 
 
 def main() -> None:

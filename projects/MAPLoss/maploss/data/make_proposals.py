@@ -15,11 +15,11 @@ import numpy as np
 from tqdm import tqdm
 
 from ..layers.checks import check_choice
+from ..layers.selective_search import selective_search
 from ..utils.atomic_files import new_file, remove_leftovers
 from .dense_windows import dense_windows
 from .images import read_image
 from .proposals import read_proposals, write_proposals
-from .selective_search import selective_search
 
 logger = logging.getLogger(__name__)
 

@@ -20,11 +20,11 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
+from ..layers.selective_search import selective_search
 from ..utils.atomic_files import new_folder
 from .cache_root import cache_root
 from .proposal_files import register_proposals
 from .proposals import write_proposals
-from .selective_search import selective_search
 from .shapes_render import CLASS_NAMES, render_image
 
 logger = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ from .meta_arch import MAPRCNN
 from .ohem_roi_heads import OHEMROIHeads
 from .output_layers import SoftmaxOutputLayers
 from .plain_convnet import PlainConvNet
+from .proposal_generator import SelectiveSearchProposals
 from .ranking_dense import IgnoringRPN, RankingRetinaNet, RankingRPN
 from .ranking_loss import RankingLoss
 from .ranking_roi_heads import RankingOutputLayers, RankingROIHeads
@@ -30,6 +31,7 @@ __all__ = [
     "RankingROIHeads",
     "RankingRPN",
     "RankingRetinaNet",
+    "SelectiveSearchProposals",
     "SmallConvNet",
     "SoftmaxOutputLayers",
     "SoftmaxROIHeads",

@@ -4,8 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from maploss.engine import load_config, load_for_evaluation, post_hoc_svm, training_records
-from maploss.engine.post_hoc_svm import ImageFeatures, extract_features, train_svms
+from maploss.engine import load_config, load_for_evaluation, training_records
+from maploss.modeling import post_hoc_svm
+from maploss.modeling.post_hoc_svm import ImageFeatures, extract_features, train_svms
 
 pytest.importorskip("sklearn")
 from detectron2.data import DatasetCatalog

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows of one image by selective search, the same at every call."""
+"""
+Windows of one image by selective search, the same at every call.
+
+Here and not in `modeling`, because data sets make their proposal files by it too, and `data` knows
+no models. An image is an array, as OpenCV takes it; `maploss.layers` does not import this file.
+"""
 
 import cv2
 import numpy as np
@@ -23,14 +28,24 @@ def selective_search(
     comes from the C library's generator and so differs from call to call.
 
     Args:
-        image: (H, W, 3) uint8, BGR. mode: "fast" or "quality". base_k, inc_k, sigma: granularity of
-            the first segmentation, its step, and the blur in pixels, as in OpenCV.
+        image: (H, W, 3) uint8, BGR.
+        mode: "fast" or "quality".
+        base_k: granularity of the first segmentation, as in OpenCV.
+        inc_k: step of the granularity.
+        sigma: of the blur, in pixels.
+        seed: of the order.
 
     Returns:
         (n, 4) float32 XYXY in pixels, x2 and y2 exclusive; best first.
 
     Raises:
         ValueError: an unknown mode.
+
+    Example:
+        >>> image = np.zeros((40, 60, 3), np.uint8)
+        >>> image[10:30, 10:50] = 255
+        >>> bool((selective_search(image) == [10, 10, 50, 30]).all(axis=1).any())
+        True
     """
     search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
     search.setBaseImage(image)

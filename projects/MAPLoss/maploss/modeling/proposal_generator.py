@@ -9,7 +9,7 @@ from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 
-from .data.selective_search import selective_search
+from ..layers.selective_search import selective_search
 
 # Selective search sees images at about the size that those of the data sets have.
 _LONGER_SIDE = 500

@@ -2,7 +2,7 @@
 import cv2
 import numpy as np
 import pytest
-from maploss.data.selective_search import selective_search
+from maploss.layers.selective_search import selective_search
 
 
 def make_image():
