@@ -26,10 +26,10 @@ mutants: setup
 	OMP_NUM_THREADS=1 $(PY) tools/mutants.py $(ARGS)
 
 compare: setup
-	$(PY) tools/compare.py $(ARGS)
+	$(PY) -m experiments.compare $(ARGS)
 
 bench: setup
-	$(PY) benchmarks/run_all.py $(ARGS)
+	$(PY) -m benchmarks.run_all $(ARGS)
 
 lint: setup
 	$(PY) -m ruff check .

@@ -2,7 +2,7 @@
 """
 What one mAP over several processes costs: bytes sent, and the time of each part of the loss.
 
-    python benchmarks/bm_global_minibatch.py [--processes 1 2 4 8] [--images 4] [--windows 2000] \
+    python -m benchmarks.bm_global_minibatch [--processes 1 2 4 8] [--images 4] [--windows 2000] \
         [--classes 20] [--max-objects 4] [--gradient error_driven] [--memory 0] [--repeats 5]
 
 Processes over gloo on this machine, each with --images images of the windows of `bm_map_loss.py`,
@@ -26,13 +26,14 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from bm_map_loss import NMS_THRESH, ONE, Minibatch, make_minibatch
-from bm_operations import count_operations
 from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, pairwise_iou
 from maploss.layers import DetectionMemory, MAPLossSettings, MAPLossStats, map_loss
-from report import Row, machine
 from tabulate import tabulate
+
+from benchmarks.bm_map_loss import NMS_THRESH, ONE, Minibatch, make_minibatch
+from benchmarks.bm_operations import count_operations
+from benchmarks.report import Row, machine
 
 PARTS = ("match", "nms", "ap", "gradient", "exchange")
 

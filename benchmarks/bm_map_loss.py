@@ -2,7 +2,7 @@
 """
 Cost of the mAP loss, forward and backward, beside Detectron2's `batched_nms` on the same scores.
 
-    python benchmarks/bm_map_loss.py [--device cuda] [--before CHECKOUT]
+    python -m benchmarks.bm_map_loss [--device cuda] [--before CHECKOUT]
 
 With --before the loss of one overlap by the code of another checkout (version 0.1.0 or later) takes
 turns with the loss of this code. Prints ratios and peak memory; never fails on a slow machine.
@@ -32,7 +32,8 @@ from typing import NamedTuple
 import torch
 from detectron2.layers import batched_nms
 from maploss.layers import MAPLossSettings, map_loss
-from report import Row, machine, table
+
+from benchmarks.report import Row, machine, table
 
 NAME = Path(__file__).stem
 NUM_WINDOWS, NUM_CLASSES, NUM_PRESENT, NMS_THRESH = 2000, 20, 8, 0.3

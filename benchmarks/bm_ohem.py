@@ -2,7 +2,7 @@
 """
 Time and memory of training with hard windows (Shrivastava et al. 2016, Table 2 and section 4.2).
 
-    python benchmarks/bm_ohem.py [--network M] [--steps 3] [--windows 2000] [--device cuda]
+    python -m benchmarks.bm_ohem [--network M] [--steps 3] [--windows 2000] [--device cuda]
 
 2 images of noise, 600 x 800, with --windows windows each, 128 of which train: sampled (plain), the
 hardest after a read-only pass (OHEM), and the hardest with the losses of the others set to zero
@@ -25,7 +25,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from maploss.engine import build_optimizer, load_config
-from report import Row, machine, table
+
+from benchmarks.report import Row, machine, table
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "OHEM"
 METHODS = {
@@ -93,7 +94,8 @@ def measure(
 ) -> list[Row]:
     """Each method `num_turns` times, by turns."""
     options = {"network": network, "steps": steps, "windows": num_windows, "device": device}
-    command = [sys.executable, __file__, *(f"--{key}={x}" for key, x in options.items())]
+    command = [sys.executable, "-m", "benchmarks.bm_ohem"]
+    command += [f"--{key}={x}" for key, x in options.items()]
     times: dict[str, list[float]] = {name: [] for name in METHODS}
     peaks: dict[str, float] = {}
     for _ in range(num_turns):

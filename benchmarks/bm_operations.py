@@ -2,7 +2,7 @@
 """
 How many tensor operations the mAP loss takes, and how often it waits for the device.
 
-    python benchmarks/bm_operations.py
+    python -m benchmarks.bm_operations
 
 Forward and backward on a CPU. On a GPU each operation costs some microseconds to launch, and each
 synchronisation waits until all those before it are done: with windows this few, that is the time.
@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from bm_map_loss import make_minibatch, run_loss, seconds
 from maploss.layers import MAPLossSettings
-from report import Row, machine
 from tabulate import tabulate
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.bm_map_loss import make_minibatch, run_loss, seconds
+from benchmarks.report import Row, machine
 
 _WAITING = {
     "aten::_local_scalar_dense",

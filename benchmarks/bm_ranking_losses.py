@@ -2,7 +2,7 @@
 """
 Time and peak memory of all ranking losses and of the mAP loss on the same logits, in one run.
 
-    python benchmarks/bm_ranking_losses.py [--device cuda] [--repeats 1]
+    python -m benchmarks.bm_ranking_losses [--device cuda] [--repeats 1]
 
 Two cases: 1,000 positives and 100,000 negatives, of one class, and 16 images x 2,000 windows x 20
 classes. Forward and backward; the ranking losses see one list of all windows and
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from bm_map_loss import Minibatch, make_minibatch, peak_mebibytes, seconds
 from detectron2.structures import Boxes, pairwise_iou
 from maploss.layers import (
     MAPLossSettings,
@@ -29,8 +28,10 @@ from maploss.layers import (
     rank_sort_loss,
     smooth_ap_loss,
 )
-from report import Row, machine, table
 from torch.nn import functional as F
+
+from benchmarks.bm_map_loss import Minibatch, make_minibatch, peak_mebibytes, seconds
+from benchmarks.report import Row, machine, table
 
 NUM_NEGATIVES = 100_000
 

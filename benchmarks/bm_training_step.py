@@ -2,7 +2,7 @@
 """
 Cost of a training step with the mAP losses beside one with softmax, on the same windows.
 
-    python benchmarks/bm_training_step.py [--steps 20] [--methods softmax map] [--device cuda]
+    python -m benchmarks.bm_training_step [--steps 20] [--methods softmax map] [--device cuda]
 
 16 images of the shapes data set, the whole network trains. The steps of all methods take turns, so
 that a machine that slows down slows all of them. Prints medians of the time, and of the ratios to
@@ -29,7 +29,8 @@ from detectron2.utils.events import EventStorage
 from maploss.config import add_maploss_config
 from maploss.data.mapper import MAPDatasetMapper
 from maploss.engine import build_optimizer, prepare_config, training_records
-from report import Row, machine, table
+
+from benchmarks.report import Row, machine, table
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "Shapes-Detection"
 QUARTILES = torch.tensor([0.25, 0.5, 0.75])

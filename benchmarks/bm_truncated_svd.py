@@ -2,7 +2,7 @@
 """
 Time of VGG16's fc6 and fc7 on 2,000 windows, whole and compressed (Girshick 2015, section 4.4).
 
-    python benchmarks/bm_truncated_svd.py [--repeat 3] [--windows 2000] [--ranks 1024 256]
+    python -m benchmarks.bm_truncated_svd [--repeat 3] [--windows 2000] [--ranks 1024 256]
 
 Weights are random: time does not depend on them. Prints the median of each, by turns.
 """
@@ -17,7 +17,8 @@ import torch
 from detectron2.layers import ShapeSpec
 from maploss.modeling import FullyConnectedHead
 from maploss.modeling.compression import factorize_linear
-from report import Row, machine, table
+
+from benchmarks.report import Row, machine, table
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 """
 Runs the speed benchmarks one after another and writes one table of all: `make bench`.
 
-    python benchmarks/run_all.py [--device cuda] [--quick]
+    python -m benchmarks.run_all [--device cuda] [--quick]
 
 Each runs in a process of its own. The table is printed and written to output/bench.md, and as JSON
 to output/bench.json, after each of them. One that fails is a row of the table; then the others go
@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from report import Row, machine, table
+from benchmarks.report import Row, machine, table
 
 # What --quick calls each with.
 BENCHMARKS = {
@@ -36,7 +36,7 @@ BENCHMARKS = {
 
 def measure(name: str, device: str, options: Mapping) -> list[Row]:
     """The rows of the benchmark of that name."""
-    return importlib.import_module(name).measure(device, **options)
+    return importlib.import_module(f"benchmarks.{name}").measure(device, **options)
 
 
 def run_one(name: str, device: str, options: Mapping) -> list[Row]:

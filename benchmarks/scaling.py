@@ -2,7 +2,7 @@
 """
 How the time of the mAP loss grows: the measurements of docs/scaling.md on one process.
 
-    python benchmarks/scaling.py [--repeats 3]
+    python -m benchmarks.scaling [--repeats 3]
 
 Forward and backward of the default settings around 8 images x 1,000 windows x 20 classes of which
 8 are present (the windows of `bm_map_loss.py`, 1 to 14 objects an image), one factor at a time,
@@ -22,14 +22,15 @@ from typing import NamedTuple
 from unittest import mock
 
 import torch
-from bm_global_minibatch import PARTS
-from bm_map_loss import TEN, Minibatch, make_minibatch, peak_mebibytes, run_nms
 from maploss.layers import DetectionMemory, MAPLossSettings, map_loss
 from maploss.layers.map_loss.detections import Detections
 from maploss.layers.map_loss.error_driven_gradient import find_errors, gradient_of_errors
 from maploss.layers.map_loss.rankings import Ranking, average_precisions
-from report import machine
 from tabulate import tabulate
+
+from benchmarks.bm_global_minibatch import PARTS
+from benchmarks.bm_map_loss import TEN, Minibatch, make_minibatch, peak_mebibytes, run_nms
+from benchmarks.report import machine
 
 CPU = torch.device("cpu")
 CENTER = {"images": 8, "windows": 1000, "classes": 20, "overlaps": 1, "objects": 14, "memory": 0}

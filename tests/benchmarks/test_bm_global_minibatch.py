@@ -4,15 +4,16 @@
 import pytest
 import torch
 
+from benchmarks.bm_global_minibatch import Setting, formula_bytes, run_processes
+
 
 @pytest.fixture
-def results(load):
+def results():
     """What each of some processes has measured of a small minibatch."""
-    benchmark = load("bm_global_minibatch")
 
     def run(num_ranks, **settings):
         sizes = {"images": 2, "windows": 60, "classes": 10, "max_objects": 6, "repeats": 1}
-        return benchmark.run_processes(num_ranks, benchmark.Setting(**{**sizes, **settings}))
+        return run_processes(num_ranks, Setting(**{**sizes, **settings}))
 
     return run
 
@@ -30,22 +31,20 @@ def test_processes_exchange_as_many_bytes_as_the_formula_says(results, num_ranks
     assert sum(x.sent for x in found) == sum(x.got for x in found) > 0
 
 
-def test_one_process_exchanges_nothing(load):
-    benchmark = load("bm_global_minibatch")
+def test_one_process_exchanges_nothing():
     told = torch.tensor([[5, 0, 7]])
     for settings in ({}, {"memory": 1}, {"gradient": "mee"}):
-        assert benchmark.formula_bytes(told, 0, benchmark.Setting(**settings)) == (0, 0)
+        assert formula_bytes(told, 0, Setting(**settings)) == (0, 0)
 
 
-def test_bytes_of_shared_classes_do_not_grow_with_the_processes(load):
-    benchmark = load("bm_global_minibatch")
+def test_bytes_of_shared_classes_do_not_grow_with_the_processes():
 
     def lists(num_ranks, **settings):
         """Bytes got, without those that do not depend on the detections."""
         some, none = (torch.full((num_ranks, 64), x) for x in (100, 0))
-        setting = benchmark.Setting(**settings)
-        with_none = benchmark.formula_bytes(none, 0, setting).got
-        return benchmark.formula_bytes(some, 0, setting).got - with_none
+        setting = Setting(**settings)
+        with_none = formula_bytes(none, 0, setting).got
+        return formula_bytes(some, 0, setting).got - with_none
 
     # 12 bytes for each of 6,400 detections, but for those of the own classes.
     assert [lists(n) for n in (2, 8, 64)] == [12 * 6400 * (n - 1) // n for n in (2, 8, 64)]

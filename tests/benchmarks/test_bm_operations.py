@@ -4,6 +4,8 @@
 import pytest
 import torch
 
+from benchmarks import bm_operations
+
 CASES = [
     "default, ten overlaps",
     "error_driven, ten overlaps",
@@ -17,36 +19,34 @@ MASK, INDEX = X > 2, torch.tensor([0, 0, 3])
 
 
 @pytest.fixture
-def count(load):
+def count():
     """The counts of a case by name, or of a function."""
-    benchmark = load("bm_operations")
-    by_name = {case.name: case for case in benchmark.CASES}
+    by_name = {case.name: case for case in bm_operations.CASES}
 
     def count(what):
         if isinstance(what, str):
-            what = benchmark.make_work(by_name[what], torch.device("cpu"))
-        counts = benchmark.count_operations(what)
+            what = bm_operations.make_work(by_name[what], torch.device("cpu"))
+        counts = bm_operations.count_operations(what)
         return counts.all.total(), counts.waiting.total()
 
     return count
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_operations_and_synchronisations_are_within_their_limits(load, count, name):
-    (case,) = (x for x in load("bm_operations").CASES if x.name == name)
+def test_operations_and_synchronisations_are_within_their_limits(count, name):
+    (case,) = (x for x in bm_operations.CASES if x.name == name)
     operations, waiting = count(name)
     assert operations <= case.most_operations
     assert waiting <= case.most_waiting
 
 
-def test_neither_classes_nor_overlaps_take_more_operations(load, count):
-    benchmark = load("bm_operations")
-    for large, small in zip(count(benchmark.LARGE), count(benchmark.SMALL), strict=True):
-        assert small == pytest.approx(large, rel=benchmark.MOST_DIFFERENCE)
+def test_neither_classes_nor_overlaps_take_more_operations(count):
+    for large, small in zip(count(bm_operations.LARGE), count(bm_operations.SMALL), strict=True):
+        assert small == pytest.approx(large, rel=bm_operations.MOST_DIFFERENCE)
 
 
-def test_all_cases_are_held(load):
-    assert [case.name for case in load("bm_operations").CASES] == CASES
+def test_all_cases_are_held():
+    assert [case.name for case in bm_operations.CASES] == CASES
 
 
 @pytest.mark.parametrize(

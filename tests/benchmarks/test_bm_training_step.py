@@ -3,12 +3,13 @@
 
 import pytest
 
+from benchmarks import bm_training_step
 
-def test_a_method_and_its_unit_differ_in_their_losses_only(load):
-    benchmark = load("bm_training_step")
-    for name, method in benchmark.METHODS.items():
-        own, unit = benchmark.config_of(name), benchmark.config_of(method.unit)
-        assert benchmark.METHODS[method.unit].unit == method.unit
+
+def test_a_method_and_its_unit_differ_in_their_losses_only():
+    for name, method in bm_training_step.METHODS.items():
+        own, unit = bm_training_step.config_of(name), bm_training_step.config_of(method.unit)
+        assert bm_training_step.METHODS[method.unit].unit == method.unit
         for cfg in (own, unit):
             del cfg.MODEL["MAP_LOSS"], cfg.MODEL.ROI_HEADS["NAME"]
             del cfg.MODEL.ROI_BOX_HEAD["BBOX_REG_LOSS_TYPE"]
@@ -19,8 +20,8 @@ def test_a_method_and_its_unit_differ_in_their_losses_only(load):
 
 
 @pytest.mark.slow
-def test_units_take_part_in_the_turns(load):
-    rows = load("bm_training_step").measure(steps=1, methods=["map, one box"])
+def test_units_take_part_in_the_turns():
+    rows = bm_training_step.measure(steps=1, methods=["map, one box"])
     assert [(row.case, row.ratio_to) for row in rows] == [
         (name, "softmax, one box") for name in ("softmax, one box", "map, one box")
     ]

@@ -5,12 +5,13 @@ import re
 
 import pytest
 
+from benchmarks import scaling as module
+
 SMALL = {"images": 2, "windows": 40, "classes": 10, "overlaps": 1, "objects": 6, "memory": 0}
 
 
 @pytest.fixture
-def scaling(load, monkeypatch):
-    module = load("scaling")
+def scaling(monkeypatch):
     monkeypatch.setattr(module, "CENTER", SMALL)
     monkeypatch.setattr(module, "peak_mebibytes", lambda work, device: 1.0)
     return module

@@ -29,7 +29,8 @@ def shell_commands(page, root):
     """Of all blocks of code, in order, and of inline code: the arguments of each Python command."""
     text = (root / page).read_text()
     blocks = re.findall(r"^```\w*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    inline = re.findall(r"`(python [^`\n]*\.py[^`\n]*)`", re.sub(r"(?s)```.*?```", "", text))
+    outside = re.sub(r"(?s)```.*?```", "", text)
+    inline = re.findall(r"`(python [^`\n]*(?:\.py|-m \w+\.)[^`\n]*)`", outside)
     script = STUBS + "\n".join([*blocks, *inline])
     done = subprocess.run(
         ["bash", "-c", f"exec 3>&1 >/dev/null\n{script}"],
@@ -56,8 +57,9 @@ def parse(root, arguments, monkeypatch):
 
         return call
 
+    if arguments[0] == "-m":
+        arguments = [arguments[1].replace(".", "/") + ".py", *arguments[2:]]
     monkeypatch.setattr(sys, "argv", [str(root / arguments[0]), *arguments[1:]])
-    monkeypatch.syspath_prepend(str((root / arguments[0]).parent))
     for name in ("parse_args", "parse_known_args", "parse_intermixed_args"):
         monkeypatch.setattr(
             argparse.ArgumentParser, name, stopping(getattr(argparse.ArgumentParser, name))
@@ -77,7 +79,7 @@ def test_the_commands_of_a_page_run_as_they_are_written(page, root, monkeypatch)
         line = " ".join(arguments)
         # What a shell leaves of braces with blanks, and what is left to the reader.
         assert not [x for x in arguments if x.startswith("{") or "..." in x], line
-        for path in re.findall(r"(?:configs|tools|benchmarks)/[\w/.-]+", line):
+        for path in re.findall(r"(?:configs|tools)/[\w/.-]+", line):
             assert (root / path).exists(), line
         with monkeypatch.context() as patch:
             try:

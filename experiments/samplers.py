@@ -2,7 +2,7 @@
 """
 The samplers of tools/search_loss.py on functions whose optimum is known.
 
-    python benchmarks/bm_samplers.py [--seeds 3]
+    python -m experiments.samplers [--seeds 3]
 
 Prints a table: the value, without noise, of the sample with the best reward, the mean over seeds,
 for 10 rounds of 4 samples and 40 of 8. 41 numbers in [0, 1]; the start has value 0, the optimum

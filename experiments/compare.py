@@ -2,7 +2,8 @@
 """
 Trains softmax and the mAP losses on the shapes data set and prints one table.
 
-    python tools/compare.py [--seed={1,2}] [--output output/compare] [--only TEXT] [KEY VALUE ...]
+    python -m experiments.compare [--seed={1,2}] [--output output/compare] [--only TEXT]
+        [KEY VALUE ...]
 
 All rows of a seed see the same images and windows in the same order, for the same number of
 iterations; those with 25% foreground see the same images, and more of the windows on objects, those

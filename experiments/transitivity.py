@@ -2,7 +2,7 @@
 """
 How near each transitivity level comes to the exact gradient of AP after NMS.
 
-    python -m benchmarks.transitivity [--scenes 210]
+    python -m experiments.transitivity [--scenes 210]
 
 Random scenes of 3 images x 14 windows; the exact gradient is that of NMS and AP run anew at every
 place between two other scores (`tests/reference`). Prints a table in Markdown.

@@ -2,7 +2,7 @@
 """
 Can the loss lower itself? The mAP of one minibatch over updates on that minibatch alone.
 
-    python benchmarks/one_minibatch.py --config-file CONFIG.yaml [--updates 40] [KEY VALUE ...]
+    python -m experiments.one_minibatch --config-file CONFIG.yaml [--updates 40] [KEY VALUE ...]
 
 Features are pooled once from a backbone that stays as it is; only the head trains, from the same
 start, by the config's optimizer without its schedule: softmax, the error-driven gradient, and the

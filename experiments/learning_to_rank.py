@@ -2,7 +2,7 @@
 """
 Learning to rank documents: pointwise, pairwise, and losses whose gradient comes from the metric.
 
-    python benchmarks/learning_to_rank.py [--seeds 3] [--updates 150] [--queries 300]
+    python -m experiments.learning_to_rank [--seeds 3] [--updates 150] [--queries 300]
 
 Prints a table in Markdown, mean and standard deviation over seeds: nDCG@10 and AP (grade 3 or
 more) of held-out queries, in percent, and the step size, which each loss chooses from one list by
