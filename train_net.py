@@ -9,50 +9,32 @@ Trains or evaluates a detector:
 with --resume or where MODEL.WEIGHTS is empty, that checkpoint.
 """
 
+import argparse
 import contextlib
-import os
 import sys
+from collections.abc import Iterator
 
 import maploss  # noqa: F401 (registers the models and the data sets)
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from maploss.data.images import ImageError
 from maploss.engine import (
-    CheckedTrainer,
-    build_optimizer,
-    build_test_loader,
-    freeze_except,
+    Trainer,
+    TrainingStopped,
     load_config,
     load_for_evaluation,
     prepare_config,
     preserve_config,
     use_feature_cache,
 )
-from maploss.evaluation import APEvaluator
-
-
-class Trainer(CheckedTrainer):
-    """CheckedTrainer with this project's optimizer and evaluation."""
-
-    @classmethod
-    def build_model(cls, cfg):
-        model = super().build_model(cfg)
-        freeze_except(model, cfg.MODEL.TRAIN_ONLY)
-        return model
-
-    build_optimizer = staticmethod(build_optimizer)
-    build_test_loader = staticmethod(build_test_loader)
-
-    @classmethod
-    def build_evaluator(cls, cfg, dataset_name):
-        return APEvaluator(dataset_name, os.path.join(cfg.OUTPUT_DIR, "inference"))
 
 
 @contextlib.contextmanager
-def one_line_errors():
+def one_line_errors() -> Iterator[None]:
     """What is wrong before training lies in the user's words or files: it ends with one line."""
     try:
         yield
@@ -66,7 +48,7 @@ def one_line_errors():
         sys.exit(f"error: {error.args[0]}")
 
 
-def setup(args):
+def setup(args: argparse.Namespace) -> CfgNode:
     """The frozen config of a run, with output folder, loggers and random seed set up."""
     cfg = load_config(args.config_file, args.opts)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="maploss")
@@ -77,7 +59,7 @@ def setup(args):
     return cfg
 
 
-def main(args):
+def main(args: argparse.Namespace) -> dict | None:
     """One run; returns the results of the evaluation."""
     if args.eval_only:
         return evaluate(args)
@@ -86,11 +68,14 @@ def main(args):
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
         use_feature_cache(cfg, trainer.model, eval_only=False)
-    trainer.train()
+    try:
+        trainer.train()
+    except TrainingStopped as error:
+        sys.exit(f"error: {error}")
     return getattr(trainer, "_last_eval_results", None)
 
 
-def evaluate(args):
+def evaluate(args: argparse.Namespace) -> dict:
     """Results of the weights that --eval-only means."""
     with one_line_errors():
         cfg = setup(args)

@@ -27,7 +27,8 @@ from maploss.engine import (
     show_as_at_test,
     training_records,
 )
-from maploss.engine.average_loss import average_loss, find_checkpoints
+from maploss.engine.checkpoints import find_checkpoints
+from maploss.evaluation import average_loss
 from maploss.visualization import draw_metric_curves, group_runs
 from tqdm import tqdm
 

@@ -5,6 +5,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from maploss.engine import load_for_evaluation
 from maploss.engine.checkpoints import loading
+from maploss.engine.safe_checkpointer import SafeCheckpointer
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_weights_of_the_backbone_alone_train_but_are_not_evaluated(model, tiny_c
     path = str(tmp_path / "backbone.pth")
     torch.save(model.backbone.state_dict(), path)
     other = build_model(tiny_cfg)
-    checkpointer = DetectionCheckpointer(other, str(tmp_path))
+    checkpointer = SafeCheckpointer(other, str(tmp_path))
     with loading(checkpointer, path, resume=False):
         checkpointer.resume_or_load(path, resume=False)
     for key, value in model.backbone.state_dict().items():
@@ -72,7 +73,7 @@ def test_weights_without_a_frozen_parameter_do_not_train(model, tiny_cfg, tmp_pa
     torch.save({"model": state}, tmp_path / "partial.pth")
     path = str(tmp_path / "partial.pth")
     other = build_model(tiny_cfg)
-    checkpointer = DetectionCheckpointer(other, str(tmp_path))
+    checkpointer = SafeCheckpointer(other, str(tmp_path))
     with loading(checkpointer, path, resume=False):  # it is not frozen: as Detectron2 does
         checkpointer.resume_or_load(path, resume=False)
     other.backbone.requires_grad_(False)
@@ -130,7 +131,7 @@ def test_a_checkpoint_to_resume_from_that_is_broken_names_the_remedy(
 ):
     save(model, tmp_path)
     break_it(tmp_path)
-    checkpointer = DetectionCheckpointer(model, str(tmp_path))
+    checkpointer = SafeCheckpointer(model, str(tmp_path))
     remedy = rf"delete {tmp_path}/last_checkpoint, or write the name of a good checkpoint"
     with (
         pytest.raises(error, match=rf"(?s){message}.*; {remedy}"),

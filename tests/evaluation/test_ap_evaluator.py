@@ -12,6 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils import comm
 from maploss.evaluation import APEvaluator
+from maploss.visualization import draw_evaluation
 
 from tests.distributed import run_ranks
 
@@ -90,7 +91,10 @@ def evaluate(name, outputs, output_dir=None):
     evaluator.reset()
     for image_id, output in outputs.items():
         evaluator.process([{"image_id": image_id}], [output])
-    return evaluator.evaluate()
+    results = evaluator.evaluate()
+    if output_dir is not None:
+        draw_evaluation(evaluator.evaluation, output_dir)
+    return results
 
 
 def perfect_output(image_id):

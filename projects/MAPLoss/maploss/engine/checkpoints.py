@@ -3,26 +3,20 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from pathlib import Path
 
 from detectron2.utils import comm
-from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
 from .safe_checkpointer import CheckpointError, SafeCheckpointer
 
 
 @contextlib.contextmanager
-def loading(
-    checkpointer: Checkpointer, weights: str, *, resume: bool, complete: bool = False
-) -> Iterator[None]:
+def loading(checkpointer: SafeCheckpointer, weights: str, *, resume: bool) -> Iterator[None]:
     """
     Around `checkpointer.resume_or_load(weights, resume=resume)`: its failures name the file.
-
-    Args:
-        complete: the file has to have all of the model, not only what is frozen: what stays random
-            can be trained, but neither used as it is nor evaluated.
 
     Raises:
         FileNotFoundError: the checkpoint to resume from, or `weights`, does not exist.
@@ -39,9 +33,6 @@ def loading(
     is_local = path and "://" not in path and comm.is_main_process()
     if is_local and not os.path.exists(path.partition("?")[0]):
         raise FileNotFoundError(f"Checkpoint not found: {path}{remedy}")
-    # The only place where a checkpointer tells what it did not find.
-    load_model = checkpointer._load_model
-    checkpointer._load_model = lambda x: _check(load_model(x), checkpointer.model, complete)
     try:
         yield
     except CheckpointError as error:
@@ -49,8 +40,6 @@ def loading(
     except Exception as error:  # what is no checkpoint can raise almost anything
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"Cannot load checkpoint {path}: {reason}{remedy}") from error
-    finally:
-        del checkpointer._load_model
 
 
 def load_for_evaluation(
@@ -72,30 +61,30 @@ def load_for_evaluation(
         ValueError: the file cannot be loaded or does not have all of the model's parameters in the
             model's shapes.
     """
-    checkpointer = SafeCheckpointer(model, output_dir, allow_pickle=allow_pickle)
+    checkpointer = SafeCheckpointer(
+        model, output_dir, allow_pickle=allow_pickle, needs_all_weights=True
+    )
     if not (weights or checkpointer.has_checkpoint()):
         raise FileNotFoundError(
             f"--eval-only: expected MODEL.WEIGHTS or a checkpoint in {output_dir}, got neither"
         )
     resume = resume or not weights
-    with loading(checkpointer, weights, resume=resume, complete=True):
+    with loading(checkpointer, weights, resume=resume):
         checkpointer.resume_or_load(weights, resume=resume)
 
 
-def _check(incompatible: NamedTuple, model: nn.Module, complete: bool) -> NamedTuple:
-    """Raises ValueError if keys are missing or of another shape: all count, or the frozen ones."""
-    found = {key: tuple(shape) for key, shape, _ in incompatible.incorrect_shapes}
-    expected = model.state_dict()
-    required = {key for key, value in model.named_parameters() if not value.requires_grad}
-    lacking = [
-        f"{key}: expected {tuple(expected[key].shape)}, got {found.get(key, 'none')}"
-        for key in sorted(incompatible.missing_keys, key=lambda key: key not in found)
-        if complete or key in required
-    ]
-    if lacking:
-        # Those of other shapes all, since each says something; of missing ones a few do.
-        shown = max(4, len(found))
-        more = f", and {len(lacking) - shown} more" if len(lacking) > shown else ""
-        why = "" if complete else "; these are frozen and would stay random"
-        raise ValueError(f"weights do not fit the config: {', '.join(lacking[:shown])}{more}{why}")
-    return incompatible
+def find_checkpoints(folder: Path) -> dict[int, Path]:
+    """
+    Iterations done, rising, and the checkpoint of each: Detectron2's model_0000299.pth is 300.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    checkpoints = {}
+    for path in sorted(folder.glob("model_*.pth")):
+        number = re.fullmatch(r"model_(\d+)", path.stem)
+        if number:
+            checkpoints[int(number[1]) + 1] = path
+    if not checkpoints:
+        raise FileNotFoundError(f"{folder}: expected checkpoints such as model_0000299.pth")
+    return dict(sorted(checkpoints.items()))

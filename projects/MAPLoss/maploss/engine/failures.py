@@ -12,6 +12,15 @@ _WORKER_DIED = re.compile(r"DataLoader worker \(pid")
 _RANK_LOST = re.compile(r"gloo/transport|NCCL")
 
 
+class TrainingStopped(BaseException):
+    """
+    Training cannot go on, for a reason outside of the program: one line that says where it was and
+    what there is to go on from.
+
+    It is no Exception, since Detectron2's training loop logs the traceback of those.
+    """
+
+
 def one_line_reason(
     error: BaseException, *, is_writing: bool, output_dir: str, num_ranks: int
 ) -> str | None:

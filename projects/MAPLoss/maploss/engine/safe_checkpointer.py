@@ -8,7 +8,7 @@ import os
 import re
 import zipfile
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -42,10 +42,26 @@ class SafeCheckpointer(DetectionCheckpointer, _TensorsOnly):
     """
 
     def __init__(
-        self, model: nn.Module, save_dir: str = "", *, allow_pickle: bool = False, **checkpointables
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        allow_pickle: bool = False,
+        needs_all_weights: bool = False,
+        **checkpointables: Any,
     ) -> None:
+        """
+        Args:
+            model: what is saved and loaded.
+            save_dir: folder of the checkpoints.
+            allow_pickle: see above.
+            needs_all_weights: a file has to have all of the model, not only what is frozen: what
+                stays random can be trained, but neither used as it is nor evaluated.
+            checkpointables: saved and loaded too, by name.
+        """
         super().__init__(model, save_dir, **checkpointables)
         self.allow_pickle = allow_pickle
+        self.needs_all_weights = needs_all_weights
         self._instead_of_last = ""
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -127,6 +143,12 @@ class SafeCheckpointer(DetectionCheckpointer, _TensorsOnly):
             return {"model": model, "__author__": "pycls", "matching_heuristics": True}
         return super()._load_file(filename)
 
+    def _load_model(self, checkpoint: Any) -> NamedTuple:
+        """As Detectron2's; ValueError where the file lacks weights that the model needs."""
+        incompatible = super()._load_model(checkpoint)
+        _check_weights(incompatible, self.model, self.needs_all_weights)
+        return incompatible
+
     def _load_pickle(self, filename: str) -> dict:
         """Of Detectron2's model zoo, or Caffe2's weights, whose names and forms are others."""
         if not self.allow_pickle:
@@ -140,6 +162,24 @@ class SafeCheckpointer(DetectionCheckpointer, _TensorsOnly):
             blobs = content.get("blobs", content)
             model = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
             return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _check_weights(incompatible: NamedTuple, model: nn.Module, needs_all: bool) -> None:
+    """Raises ValueError if keys are missing or of another shape: all count, or the frozen ones."""
+    found = {key: tuple(shape) for key, shape, _ in incompatible.incorrect_shapes}
+    expected = model.state_dict()
+    required = {key for key, value in model.named_parameters() if not value.requires_grad}
+    lacking = [
+        f"{key}: expected {tuple(expected[key].shape)}, got {found.get(key, 'none')}"
+        for key in sorted(incompatible.missing_keys, key=lambda key: key not in found)
+        if needs_all or key in required
+    ]
+    if lacking:
+        # Those of other shapes all, since each says something; of missing ones a few do.
+        shown = max(4, len(found))
+        more = f", and {len(lacking) - shown} more" if len(lacking) > shown else ""
+        why = "" if needs_all else "; these are frozen and would stay random"
+        raise ValueError(f"weights do not fit the config: {', '.join(lacking[:shown])}{more}{why}")
 
 
 def _older_checkpoints(path: str) -> list[str]:

@@ -1,27 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detectron2's trainer, with failures that say where training was and what there is to go on."""
+"""Detectron2's trainer for this project: what it builds, how it resumes, and how it fails."""
 
 import contextlib
 import logging
 import os
-import sys
 from collections.abc import Iterator
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, hooks
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
+from torch import nn
+from torch.utils.data import DataLoader
 
 from ..data.train_loader import TrainLoader
+from ..evaluation import APEvaluator
 from ..layers import MAPLoss
+from ..modeling.cached_features import cached_meta_arch
 from ..modeling.map_output_layers import map_output_layers_of
 from ..utils.seeding import seed_generators
+from ..visualization import draw_evaluation
 from .accumulating_trainer import AccumulatingTrainer
 from .box_targets import set_box_targets
 from .checkpoints import loading
-from .failures import NamedWriter, one_line_reason
-from .loaders import build_mapper, training_records
+from .failures import NamedWriter, TrainingStopped, one_line_reason
+from .loaders import build_mapper, build_test_loader, training_records
 from .loss_pictures import LossPictures
+from .optimizer import build_optimizer, freeze_except
 from .preserve_loss_buffers import preserve_loss_buffers
 from .progress_writer import ProgressWriter
 from .safe_checkpointer import SafeCheckpointer
@@ -32,10 +39,10 @@ logger = logging.getLogger(__name__)
 _ITERATION = 2
 
 
-class CheckedTrainer(DefaultTrainer):
+class Trainer(DefaultTrainer):
     """
-    DefaultTrainer that goes on exactly where it was killed, and whose failures name iteration and
-    files.
+    DefaultTrainer with this project's loaders, optimizer and evaluation, that goes on exactly where
+    it was killed, and whose failures name iteration and files.
 
     The random numbers and images of an iteration are functions of seed, iteration and rank; the
     seed is SEED, or a random one that the checkpoint keeps. So what `--resume` makes of a
@@ -44,8 +51,9 @@ class CheckedTrainer(DefaultTrainer):
     A loss or score that is not finite, in training or in the evaluations meanwhile, names the
     iteration and the last checkpoint of this run; a checkpoint that cannot be loaded is named, and
     resuming goes on from the one before it if it is damaged. An image that cannot be read, a worker
-    or another rank that died, and files that cannot be written end the process with one line that
-    names iteration and checkpoint too.
+    or another rank that died, and files that cannot be written raise
+    :class:`~maploss.engine.failures.TrainingStopped`, one line that names iteration and checkpoint
+    too.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -64,6 +72,42 @@ class CheckedTrainer(DefaultTrainer):
         set_box_targets(self.model, cfg)
         self._older_tag: int | None = None
         self._stopped: str | None = None
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """As DefaultTrainer; of MODEL.TRAIN_ONLY and DATALOADER.FEATURE_CACHE too."""
+        if cfg.DATALOADER.FEATURE_CACHE:
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.MODEL.META_ARCHITECTURE = cached_meta_arch(cfg.MODEL.META_ARCHITECTURE)
+        model = super().build_model(cfg)
+        freeze_except(model, cfg.MODEL.TRAIN_ONLY)
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> APEvaluator:
+        return APEvaluator(dataset_name, _results_folder(cfg))
+
+    @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
+    ) -> dict:
+        """As DefaultTrainer; draws what each APEvaluator has found."""
+        if evaluators is None:
+            evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        results = super().test(cfg, model, evaluators)
+        for evaluator in evaluators:
+            if isinstance(evaluator, APEvaluator) and evaluator.evaluation is not None:
+                draw_evaluation(evaluator.evaluation, _results_folder(cfg))
+        return results
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
@@ -185,14 +229,13 @@ class CheckedTrainer(DefaultTrainer):
             )
             if reason is None:
                 raise
-            # Detectron2 would log a traceback of anything else.
             message = (
-                f"error: training stopped in iteration {self._iteration()}: {reason} "
+                f"training stopped in iteration {self._iteration()}: {reason} "
                 f"(last checkpoint: {self._last_checkpoint()})"
             )
             # What fails in after_train after that follows from it.
             self._stopped = self._stopped or message
-            sys.exit(self._stopped)
+            raise TrainingStopped(self._stopped) from error
 
     def _iteration(self) -> int:
         # After the last iteration `iter` is one further.
@@ -210,6 +253,10 @@ class CheckedTrainer(DefaultTrainer):
             return os.stat(tag).st_mtime_ns
         except FileNotFoundError:
             return None
+
+
+def _results_folder(cfg: CfgNode) -> str:
+    return os.path.join(cfg.OUTPUT_DIR, "inference")
 
 
 def _settings_kept(loss: MAPLoss) -> dict:

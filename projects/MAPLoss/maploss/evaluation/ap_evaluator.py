@@ -8,6 +8,7 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -17,7 +18,6 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 from maploss.utils.atomic_files import new_file
-from maploss.visualization import draw_detection_grid, draw_pr_curves
 
 from .coco_ap import coco_ap
 from .detection_ap import ClassResult, Detections, Objects, evaluate_detections, mean_ap
@@ -35,21 +35,46 @@ _COLUMNS = {
 }
 
 
+class Evaluation(NamedTuple):
+    """
+    What an evaluation has found on a data set.
+
+    Args:
+        dataset_name: as registered.
+        class_names: K names.
+        records: the data set's dicts; image indices of detections and objects are theirs.
+        detections: all of them.
+        objects: all of them.
+        results: K, one for each class.
+    """
+
+    dataset_name: str
+    class_names: Sequence[str]
+    records: Sequence[dict]
+    detections: Detections
+    objects: Objects
+    results: Sequence[ClassResult]
+
+
 class APEvaluator(DatasetEvaluator):
     """
     AP per class, its mean and AP-pool, at IoU .5, .75 and .5:.95, by area, 11 and 101 points.
 
     Unlike Detectron2's evaluator of VOC it keeps the scores as they are (that one rounds them to
     three digits, which makes ties), and any data set with `thing_classes` will do. Objects marked
-    `difficult` or `iscrowd` are ignored. Writes ap.json, ap.txt, true_positives.json, pr_curves.png
-    and detections.png.
+    `difficult` or `iscrowd` are ignored. Writes ap.json, ap.txt and true_positives.json.
+
+    `evaluation` is what :meth:`evaluate` has found, for who draws it; None before, and on other
+    processes than the main one.
     """
+
+    evaluation: Evaluation | None
 
     def __init__(self, dataset_name: str, output_dir: str | None = None):
         """
         Args:
-            dataset_name: registered, with annotations. output_dir: where the files are written, by
-                the main process; None writes none.
+            dataset_name: registered, with annotations.
+            output_dir: where the files are written, by the main process; None writes none.
         """
         self._dataset_name = dataset_name
         metadata = MetadataCatalog.get(dataset_name)
@@ -57,10 +82,12 @@ class APEvaluator(DatasetEvaluator):
         self._is_coco = metadata.get("evaluator_type", None) == "coco"
         self._output_dir = output_dir
         self._predictions: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+        self.evaluation = None
 
     def reset(self) -> None:
         """Forgets all detections."""
         self._predictions = {}
+        self.evaluation = None
 
     def process(self, inputs: Sequence[dict], outputs: Sequence[dict]) -> None:
         """
@@ -128,7 +155,10 @@ class APEvaluator(DatasetEvaluator):
             table += f"\nBy COCO's rule: {shown}"
         logger.info(f"AP in percent on {self._dataset_name}:\n{table}")
         if self._output_dir is not None:
-            self._write(found, table, detections, results)
+            self._write(found, table, results)
+        self.evaluation = Evaluation(
+            self._dataset_name, self._class_names, self._records, detections, self._objects, results
+        )
         return found
 
     @functools.cached_property
@@ -190,9 +220,7 @@ class APEvaluator(DatasetEvaluator):
         inds = torch.tensor([i for i, _ in seen], dtype=torch.int64)
         return Detections(boxes, scores, classes, inds.repeat_interleave(counts))
 
-    def _write(
-        self, found: dict, table: str, detections: Detections, results: list[ClassResult]
-    ) -> None:
+    def _write(self, found: dict, table: str, results: list[ClassResult]) -> None:
         classes = {
             name: {
                 "num_objects": result.num_objects,
@@ -219,16 +247,7 @@ class APEvaluator(DatasetEvaluator):
             json.dump(true_positives, f)
         with new_file(os.path.join(self._output_dir, "ap.txt")) as path, open(path, "w") as f:
             f.write(f"AP in percent on {self._dataset_name}\n\n{table}\n")
-        with new_file(os.path.join(self._output_dir, "pr_curves.png")) as path:
-            draw_pr_curves(path, self._class_names, results, title=self._dataset_name)
-        with new_file(os.path.join(self._output_dir, "detections.png")) as path:
-            draw_detection_grid(
-                path, self._records, self._class_names, detections, self._objects, results
-            )
-        logger.info(
-            "Wrote ap.json, ap.txt, true_positives.json, pr_curves.png, detections.png to "
-            f"{self._output_dir}"
-        )
+        logger.info(f"Wrote ap.json, ap.txt, true_positives.json to {self._output_dir}")
 
 
 def format_table(class_names: Sequence[str], results: Sequence[ClassResult]) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from detectron2.modeling import Backbone
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, GeneralizedRCNN, RetinaNet
 from detectron2.structures import ImageList
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -55,27 +56,89 @@ def compute_features(model: nn.Module, image: torch.Tensor) -> dict[str, torch.T
     return {name: x[0] for name, x in frozen_part(model)(images.tensor).items()}
 
 
-def read_features(model: nn.Module, read: Callable[[Any], dict[str, torch.Tensor]]) -> None:
+class FeatureInputs:
     """
-    Lets a model of Detectron2's, or ours, take features instead of images; it cannot go back.
+    Mixin for a meta-architecture: after :func:`read_features` it takes features instead of images.
 
-    Its inputs have a "view" of "height" and "width" in place of an "image". Features of images of
-    different sizes are padded with zeros, as images are; a backbone would have seen the padding.
-
-    Args:
-        model: with `preprocess_image`, whose result's tensor goes to the backbone alone.
-        read: from a view to the outputs (C, H, W) of the frozen part by name.
+    Its inputs then have a "view" of "height" and "width" in place of an "image". Features of images
+    of different sizes are padded with zeros, as images are; a backbone would have seen the padding.
     """
 
-    def preprocess_image(batched_inputs: list[dict]) -> ImageList:
+    feature_reader: Callable[[Any], dict[str, torch.Tensor]] | None = None
+
+    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
+        """As Detectron2's; with a reader `tensor` of the result is a dictionary, for the cut."""
+        if self.feature_reader is None:
+            return super().preprocess_image(batched_inputs)
         views = [x["view"] for x in batched_inputs]
-        found = [read(view) for view in views]
+        by_view = [self.feature_reader(view) for view in views]
         features = {
-            name: ImageList.from_tensors([x[name] for x in found]).tensor.to(model.device).float()
-            for name in found[0]
+            name: ImageList.from_tensors([x[name] for x in by_view]).tensor.to(self.device).float()
+            for name in by_view[0]
         }
         return ImageList(features, [(x.height, x.width) for x in views])
 
-    # On the object and not by a wrapper, which would change the names of the parameters.
-    model.preprocess_image = preprocess_image
-    frozen_part(model).forward = lambda features: features
+
+@META_ARCH_REGISTRY.register()
+class CachedGeneralizedRCNN(FeatureInputs, GeneralizedRCNN):
+    """Detectron2's, which takes features too."""
+
+
+@META_ARCH_REGISTRY.register()
+class CachedRetinaNet(FeatureInputs, RetinaNet):
+    """Detectron2's, which takes features too."""
+
+
+def cached_meta_arch(name: str) -> str:
+    """Of a meta-architecture, the name of the one that takes features too."""
+    known = {"GeneralizedRCNN": "CachedGeneralizedRCNN", "RetinaNet": "CachedRetinaNet"}
+    return known.get(name, name)
+
+
+class FeaturePassage(Backbone):
+    """Stands in the place of a frozen part, whose parameters keep their names: features pass."""
+
+    def __init__(self, part: Backbone) -> None:
+        super().__init__()
+        for name, module in part.named_children():
+            self.add_module(name, module)
+        for name, param in part.named_parameters(recurse=False):
+            self.register_parameter(name, param)
+        for name, buffer in part.named_buffers(recurse=False):
+            self.register_buffer(name, buffer, name not in part._non_persistent_buffers_set)
+        self._output_shape = part.output_shape()
+        self._size_divisibility = part.size_divisibility
+
+    def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return features
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return self._output_shape
+
+    @property
+    def size_divisibility(self) -> int:
+        return self._size_divisibility
+
+
+def read_features(model: nn.Module, read: Callable[[Any], dict[str, torch.Tensor]]) -> None:
+    """
+    Lets a model take features instead of images; it cannot go back.
+
+    Args:
+        model: of a meta-architecture with :class:`FeatureInputs`.
+        read: from a view to the outputs (C, H, W) of the frozen part by name.
+
+    Raises:
+        ValueError: another meta-architecture.
+    """
+    if not isinstance(model, FeatureInputs):
+        raise ValueError(
+            "DATALOADER.FEATURE_CACHE: expected a meta-architecture with FeatureInputs, got "
+            f"{type(model).__name__}"
+        )
+    model.feature_reader = read
+    part = frozen_part(model)
+    if part is model.backbone:
+        model.backbone = FeaturePassage(part)
+    else:
+        model.backbone.bottom_up = FeaturePassage(part)

@@ -11,6 +11,7 @@ from detectron2.modeling.backbone.fpn import FPN
 from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 
+from .cached_features import FeatureInputs
 from .gradient_cache import GradientCache, LossInputs
 from .hard_example_mining import WindowError
 from .image_pyramid import score_on_pyramid
@@ -22,7 +23,7 @@ _PARTS = ("backbone.", "proposal_generator.", "roi_heads.")
 
 
 @META_ARCH_REGISTRY.register()
-class MAPRCNN(GeneralizedRCNN):
+class MAPRCNN(FeatureInputs, GeneralizedRCNN):
     """
     GeneralizedRCNN for precomputed windows.
 

@@ -14,6 +14,7 @@ from detectron2.modeling.proposal_generator import RPN
 from detectron2.structures import Boxes, Instances, pairwise_ioa, pairwise_iou
 from detectron2.utils.events import get_event_storage
 
+from .cached_features import FeatureInputs
 from .ranking_loss import RankingLoss, ranking_loss_from_config
 
 
@@ -101,7 +102,7 @@ class RankingRPN(IgnoringRPN):
 
 
 @META_ARCH_REGISTRY.register()
-class RankingRetinaNet(RetinaNet):
+class RankingRetinaNet(FeatureInputs, RetinaNet):
     """Detectron2's RetinaNet trained by MODEL.RANKING_LOSS."""
 
     @configurable

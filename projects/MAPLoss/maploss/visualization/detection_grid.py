@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Some images of a data set with their kept detections and missed objects."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,9 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from ..data.images import read_image
-
-if TYPE_CHECKING:
-    from maploss.evaluation.detection_ap import ClassResult, Detections, Objects
+from ..evaluation.detection_ap import ClassResult, Detections, Objects
 
 _COLUMNS = 6
 # Of each kind and image, so that an untrained detector gives a picture, not thousands of labels.

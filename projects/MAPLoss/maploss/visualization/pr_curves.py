@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Precision-recall curves of all classes in one picture."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib import colormaps
@@ -12,8 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from maploss.evaluation.detection_ap import ClassResult
+from ..evaluation.detection_ap import ClassResult
 
 
 def draw_pr_curves(

@@ -8,7 +8,8 @@ import torch
 from detectron2.modeling import build_model
 from maploss.data.mapper import MAPDatasetMapper
 from maploss.engine import training_records
-from maploss.engine.average_loss import average_loss, find_checkpoints
+from maploss.engine.checkpoints import find_checkpoints
+from maploss.evaluation import average_loss
 
 
 @pytest.fixture

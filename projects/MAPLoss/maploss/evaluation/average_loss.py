@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loss over all windows, whichever of them a run trained on."""
 
-import re
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -36,20 +34,3 @@ def average_loss(model: nn.Module, images: Iterable[dict]) -> float:
     if not count:
         raise ValueError("images: expected some windows, got none")
     return total / count
-
-
-def find_checkpoints(folder: Path) -> dict[int, Path]:
-    """
-    Iterations done, rising, and the checkpoint of each: Detectron2's model_0000299.pth is 300.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    found = {}
-    for path in sorted(folder.glob("model_*.pth")):
-        number = re.fullmatch(r"model_(\d+)", path.stem)
-        if number:
-            found[int(number[1]) + 1] = path
-    if not found:
-        raise FileNotFoundError(f"{folder}: expected checkpoints such as model_0000299.pth")
-    return dict(sorted(found.items()))
