@@ -27,7 +27,7 @@ from maploss.layers import DetectionMemory, MAPLossSettings, MAPLossStats, map_l
 from maploss.layers.map_loss.settings import COCO_IOU_THRESHS
 from maploss.modeling.gradient_cache import LossInputs
 from maploss.modeling.map_loss_config import settings_from_config
-from maploss.modeling.roi_heads import WindowROIHeads
+from maploss.modeling.roi_heads import BoxROIHeads
 from tabulate import tabulate
 
 BATCHES, SIZES = (4, 8, 16, 32), (0, 1, 4, 8)
@@ -44,7 +44,7 @@ def score_images(cfg, model, limit: int | None) -> list[LossInputs]:
         objects = inputs["instances"]
         windows = heads.label_and_sample_proposals([inputs["proposals"]], [objects])
         features = model.backbone(model.preprocess_image([inputs]).tensor)
-        outputs = heads.score_windows(features, windows)
+        outputs = heads.score_proposals(features, windows)
         if not predictor.regress_at_test:
             outputs = outputs._replace(deltas=None)
         images.append(
@@ -131,7 +131,7 @@ def main() -> None:
     args = parser.parse_args()
     cfg, model = load_trained(args.config_file, args.overrides)
     prepare_config(cfg, eval_only=False)
-    if not isinstance(model.roi_heads, WindowROIHeads) or not cfg.MODEL.LOAD_PROPOSALS:
+    if not isinstance(model.roi_heads, BoxROIHeads) or not cfg.MODEL.LOAD_PROPOSALS:
         parser.error("expected a config with MODEL.LOAD_PROPOSALS and this project's ROI heads")
     settings = settings_from_config(cfg)
     with EventStorage():

@@ -30,7 +30,7 @@ from maploss.layers.map_loss.error_driven_gradient import ERROR_DRIVEN_TRANSITIV
 from maploss.layers.steps.nms_ap_steps import TRANSITIVITIES
 from maploss.layers.steps.pseudo_gradient import ESTIMATORS, PAIRINGS
 from maploss.modeling import MAPOutputLayers
-from maploss.modeling.output_layers import WindowOutputLayers, WindowOutputs
+from maploss.modeling.output_layers import BoxOutputLayers, BoxPredictions
 from tabulate import tabulate
 from torch import nn
 
@@ -107,10 +107,10 @@ class OneMinibatch:
             optimizer.step()
         return [*curve, *sums, float(outputs.detach().abs().max()), sum(cosines) / len(cosines)]
 
-    def _losses(self, predictor: WindowOutputLayers, scores: torch.Tensor) -> tuple[dict, dict]:
+    def _losses(self, predictor: BoxOutputLayers, scores: torch.Tensor) -> tuple[dict, dict]:
         """The losses, and what they put into the event storage."""
         with EventStorage() as storage:
-            outputs = WindowOutputs(scores)
+            outputs = BoxPredictions(scores)
             return predictor.losses(outputs, self.windows, self.targets), storage.latest()
 
 

@@ -157,7 +157,7 @@ def test_windows_do_not_depend_on_the_order_of_the_channels(tiny_cfg, image):
     pixels = torch.from_numpy(cv2.imread(str(image))).permute(2, 0, 1).float()
     for image_format, x in (("BGR", pixels), ("RGB", pixels.flip(0))):
         generator = SelectiveSearchProposals(
-            pixel_mean=[10.0] * 3, pixel_std=[2.0] * 3, image_format=image_format, max_windows=50
+            pixel_mean=[10.0] * 3, pixel_std=[2.0] * 3, image_format=image_format, max_proposals=50
         ).eval()
         images = ImageList.from_tensors([(x - 10) / 2])
         (windows,), _ = generator(images, {})

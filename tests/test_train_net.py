@@ -151,17 +151,17 @@ def test_resuming_keeps_the_momentum(run, tmp_path, monkeypatch):
 
 
 def test_the_predictor_does_not_change_which_windows_train(run, monkeypatch):
-    from maploss.modeling.roi_heads import WindowROIHeads
+    from maploss.modeling.roi_heads import BoxROIHeads
 
     seen = []
-    sample = WindowROIHeads.label_and_sample_proposals
+    sample = BoxROIHeads.label_and_sample_proposals
 
     def watch(self, *args):
         windows = sample(self, *args)
         seen[-1].append(torch.cat([x.proposal_boxes.tensor for x in windows]))
         return windows
 
-    monkeypatch.setattr(WindowROIHeads, "label_and_sample_proposals", watch)
+    monkeypatch.setattr(BoxROIHeads, "label_and_sample_proposals", watch)
     opts = ["SOLVER.MAX_ITER", "3", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "6", "SEED", "3"]
     for config in ("map", "softmax"):
         seen.append([])

@@ -7,7 +7,7 @@ from maploss.layers import MAPLoss, MAPLossSettings, map_loss
 from maploss.modeling import MAPOutputLayers
 from maploss.modeling.gradient_cache import BoxTargets, GradientCache, LossInputs
 from maploss.modeling.hard_example_mining import sparsify_gradient
-from maploss.modeling.output_layers import WindowOutputs
+from maploss.modeling.output_layers import BoxPredictions
 
 
 def inputs_of_pass(seed: int, num_windows: int) -> LossInputs:
@@ -42,7 +42,7 @@ def cache_of(passes: list[LossInputs], num_images: int = 2) -> list[GradientCach
 def test_passes_have_the_gradient_of_all_and_its_value():
     passes = [inputs_of_pass(0, 12), inputs_of_pass(1, 20)]
     caches = cache_of(passes)
-    assert [x.num_windows for x in caches] == [16, 16]
+    assert [x.num_proposals for x in caches] == [16, 16]
     joined = LossInputs(*(torch.cat(x) for x in zip(*passes, strict=True)))
     ids = torch.cat([passes[0].image_ids, passes[1].image_ids + 2])
     joined = joined._replace(image_ids=ids, gt_image_ids=torch.arange(4))
@@ -87,7 +87,7 @@ def test_hard_windows_carry_the_sparse_gradient_whatever_their_scores_in_trainin
     inputs, inds = inputs_of_pass(0, 12), torch.tensor([1, 4, 5, 9])
     (cache,) = cache_of([inputs])
     hard = cache.only(inds)
-    assert hard.num_windows == 4
+    assert hard.num_proposals == 4
     scores = inputs_of_pass(7, 4).scores  # as with dropout
     losses = hard.losses(scores)
     assert float(losses["loss_map"].detach()) == float(cache.values["loss_map"])
@@ -129,11 +129,11 @@ def test_passes_have_the_gradient_of_all_by_their_boxes(storage, is_class_agnost
     passes = [inputs_of_pass(0, 12), inputs_of_pass(1, 20), inputs_of_pass(2, 7)]
     generator, size = torch.Generator().manual_seed(0), 4 * predictor.bbox_pred.num_boxes
     outputs = [
-        WindowOutputs(x.scores, torch.randn(len(x.scores), size, generator=generator) / 2)
+        BoxPredictions(x.scores, torch.randn(len(x.scores), size, generator=generator) / 2)
         for x in passes
     ]
     columns = (torch.cat(x).detach() for x in zip(*outputs, strict=True))
-    joined = WindowOutputs(*(x.requires_grad_() for x in columns))
+    joined = BoxPredictions(*(x.requires_grad_() for x in columns))
     expected = predictor.losses(joined, *proposals_and_targets(passes))
     sum(expected.values()).backward()
     gradients = joined.deltas.grad.split([12, 20, 7])
@@ -141,7 +141,7 @@ def test_passes_have_the_gradient_of_all_by_their_boxes(storage, is_class_agnost
     values = []
     for i, part in enumerate(cache.split([12, 20, 7])):
         proposals, targets = proposals_and_targets(passes[i : i + 1])
-        own = WindowOutputs(*(x.detach().requires_grad_() for x in outputs[i]))
+        own = BoxPredictions(*(x.detach().requires_grad_() for x in outputs[i]))
         losses = predictor.losses(own, proposals, targets, part)
         values.append(losses["loss_map_box"].item())
         # The mean over the passes.
@@ -172,7 +172,7 @@ def test_a_cache_of_the_predictor_gives_the_losses_and_gradient_of_ranking_at_on
     gradients, values = [], []
     for is_cached in (False, True):
         scores = inputs_of_pass(3, 24).scores
-        outputs = WindowOutputs(scores)
+        outputs = BoxPredictions(scores)
         cache = None
         if is_cached:
             inputs = predictor.loss_inputs(outputs, proposals, targets)

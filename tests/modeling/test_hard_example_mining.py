@@ -8,7 +8,11 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from maploss.config import add_maploss_config
 from maploss.modeling import MAPROIHeads
-from maploss.modeling.hard_example_mining import WindowError, mine_hard_proposals, sparsify_gradient
+from maploss.modeling.hard_example_mining import (
+    ProposalError,
+    mine_hard_proposals,
+    sparsify_gradient,
+)
 
 from tests.modeling.test_roi_heads import (
     EMPTY_BATCHES,
@@ -67,7 +71,7 @@ def test_a_loss_that_is_not_finite_names_window_and_image():
     windows = make_windows(3, 2)
     losses = torch.tensor([1.0, 2, 3, 4, float("inf")])
     box = [round(x, 1) for x in windows[1].proposal_boxes.tensor[1].tolist()]
-    with pytest.raises(WindowError) as error:
+    with pytest.raises(ProposalError) as error:
         mine_hard_proposals(losses, windows, 9)
     assert error.value.image_ind == 1
     expected = f"image 1 of the minibatch: window {box}: expected a finite loss, got inf"
@@ -122,7 +126,7 @@ def test_the_windows_are_those_of_the_largest_loss_of_class_and_box(ohem_cfg, st
     _, _, chosen = train_step(ohem_cfg, batch)
     model = make_model(ohem_cfg, "SoftmaxROIHeads")
     heads, predictor = model.roi_heads, model.roi_heads.box_predictor
-    heads.samples = False
+    heads.trained_on = "all"
     images = model.preprocess_image(batch)
     features = model.backbone(images.tensor)
     for x in batch:
@@ -135,7 +139,7 @@ def test_the_windows_are_those_of_the_largest_loss_of_class_and_box(ohem_cfg, st
     for x in labelled:  # each window alone, by the ordinary loss
         for i in range(len(x)):
             own = [y[i : i + 1] if y is x else y[:0] for y in labelled]
-            outputs = heads.score_windows(features, own)
+            outputs = heads.score_proposals(features, own)
             losses.append(sum(predictor.losses(outputs, own, []).values()).item())
     _, hard = mine_hard_proposals(torch.tensor(losses), labelled, 6)
     for x, y in zip(hard, chosen, strict=True):
@@ -189,7 +193,7 @@ def test_the_read_only_pass_drops_nothing_and_leaves_the_head_in_training(ohem_c
     assert heads.box_head.training
     assert heads.box_predictor.cls_score.training
     assert not heads.box_predictor.bbox_pred.training
-    assert not torch.equal(heads.score_windows(features, windows).scores, one)  # with dropout
+    assert not torch.equal(heads.score_proposals(features, windows).scores, one)  # with dropout
 
 
 @pytest.mark.parametrize("case", EMPTY_BATCHES)
@@ -211,7 +215,7 @@ def test_a_loss_that_is_not_finite_stops_training_with_image_and_window(ohem_cfg
     batch[1]["file_name"] = "other.png"
     losses = torch.zeros(sum(len(x["proposals"]) for x in batch) - 1)  # but a difficult one
     losses[32] = float("nan")
-    model.roi_heads.box_predictor.window_losses = lambda *_: losses
+    model.roi_heads.box_predictor.proposal_losses = lambda *_: losses
     with pytest.raises(FloatingPointError, match=r"^image other\.png: window \[.* got nan"):
         model(batch)
 

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+from types import SimpleNamespace
+
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -6,7 +8,7 @@ from detectron2.structures import Boxes, Instances
 from maploss.data.mapper import MAPDatasetMapper
 from maploss.data.records import load_records
 from maploss.modeling.image_pyramid import choose_scales, score_on_pyramid
-from maploss.modeling.output_layers import WindowOutputs
+from maploss.modeling.output_layers import BoxPredictions
 
 
 @pytest.mark.parametrize(
@@ -44,18 +46,25 @@ def make_windows(boxes, size=(100, 200)):
     return windows
 
 
+def scored_by(score, sizes):
+    """Heads and a pyramid whose features are the numbers of the levels."""
+    pyramid = SimpleNamespace(sizes=sizes, features=lambda level: level, best_side=224.0)
+    return SimpleNamespace(score_proposals=score), pyramid
+
+
 def test_each_window_is_scored_once_in_the_pixels_of_its_image_and_comes_back_in_order():
     sizes = [(100, 200), (400, 800)]
     boxes = [[0.0, 0, 50, 50], [0, 0, 200, 100], [20, 10, 76, 66]]
     seen = {}
 
-    def score(level, windows):
+    def score(level, proposals):
+        (windows,) = proposals
         seen[sizes[level]] = windows.proposal_boxes.tensor.tolist()
         assert windows.image_size == sizes[level]
         x = windows.proposal_boxes.tensor / sizes[level][0]
-        return WindowOutputs(x[:, :2], x)
+        return BoxPredictions(x[:, :2], x)
 
-    outputs = score_on_pyramid(score, sizes, make_windows(boxes))
+    outputs = score_on_pyramid(*scored_by(score, sizes), make_windows(boxes))
     assert seen[100, 200] == [boxes[1]]
     assert seen[400, 800] == [[0, 0, 200, 200], [80, 40, 304, 264]]
     torch.testing.assert_close(outputs.deltas, torch.tensor(boxes) / 100)
@@ -67,10 +76,11 @@ def test_windows_of_three_scales_in_any_order_come_back_in_theirs():
     sides = [50.0, 220.0, 110.0, 56.0, 224.0]  # scales 2, 0, 1, 2, 0
     boxes = [[0.0, 0, side, side] for side in sides]
 
-    def score(level, windows):
-        return WindowOutputs(windows.proposal_boxes.tensor[:, 2:3] / sizes[level][0])
+    def score(level, proposals):
+        (windows,) = proposals
+        return BoxPredictions(windows.proposal_boxes.tensor[:, 2:3] / sizes[level][0])
 
-    outputs = score_on_pyramid(score, sizes, make_windows(boxes, (100, 100)))
+    outputs = score_on_pyramid(*scored_by(score, sizes), make_windows(boxes, (100, 100)))
     torch.testing.assert_close(outputs.scores[:, 0], torch.tensor(sides) / 100)
     assert outputs.deltas is None
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import maploss
 import pytest
+from maploss.modeling.ranking_loss import RANKING_LOSSES
 
 from tests.modeling.test_roi_heads import make_batch, make_model
 
@@ -61,3 +62,28 @@ def test_the_loss_is_five_calls_away_and_the_formula_of_its_gradient_eight(
     assert found[formula][: len(TO_THE_LOSS)] == TO_THE_LOSS
     assert len(found[formula]) <= 8
     assert not [name for name in found[formula] if "<" in name]  # no lambda, no comprehension
+
+
+def test_the_gradient_of_hard_proposals_is_no_farther(tiny_cfg, storage):
+    tiny_cfg.MODEL.MAP_LOSS.WINDOWS = "hard"
+    model, batch = make_model(tiny_cfg, "MAPROIHeads"), make_batch()
+    found = journeys(lambda: model(batch), "map_loss", "gradient_of_errors")
+    assert len(found["map_loss"]) == 5
+    assert len(found["gradient_of_errors"]) == 8
+
+
+@pytest.mark.parametrize("name", RANKING_LOSSES)
+def test_a_ranking_loss_is_six_calls_away_and_its_gradient_seven(tiny_cfg, storage, name):
+    tiny_cfg.MODEL.RANKING_LOSS.NAME = name
+    model, batch = make_model(tiny_cfg, "RankingROIHeads"), make_batch()
+    found = journeys(lambda: model(batch), "attach_gradient")["attach_gradient"]
+    assert len(found) <= 7  # where the value is made, and one call to attach the gradient
+    assert not [name for name in found if "<" in name]
+
+
+def test_nothing_calls_back_from_the_predictor_into_the_heads(tiny_cfg):
+    model, batch = make_model(tiny_cfg, "MAPROIHeads").eval(), make_batch()
+    found = journeys(lambda: model(batch), "score_proposals", "detections")
+    heads = ["MAPRCNN.forward", "MAPRCNN.inference", "MAPROIHeads.forward", "MAPROIHeads.inference"]
+    assert found["score_proposals"] == [*heads, "MAPROIHeads.score_proposals"]
+    assert found["detections"][:5] == [*heads, "MAPOutputLayers.inference"]

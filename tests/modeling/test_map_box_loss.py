@@ -12,7 +12,7 @@ from maploss.layers import MAPLoss, MAPLossSettings
 from maploss.layers.box_iou import paired_iou
 from maploss.modeling import MAPOutputLayers
 from maploss.modeling.gradient_cache import BoxTargets
-from maploss.modeling.output_layers import WindowOutputs
+from maploss.modeling.output_layers import BoxPredictions
 
 from tests.modeling.test_box_regressor import giou
 from tests.modeling.test_roi_heads import (
@@ -64,11 +64,11 @@ def make_images(seed: int = 0, num_images: int = 3):
     return proposals, targets
 
 
-def make_outputs(predictor, num_windows: int, seed: int = 0) -> WindowOutputs:
+def make_outputs(predictor, num_windows: int, seed: int = 0) -> BoxPredictions:
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(num_windows, NUM_CLASSES, generator=generator)
     deltas = torch.randn(num_windows, 4 * predictor.bbox_pred.num_boxes, generator=generator)
-    return WindowOutputs(scores.requires_grad_(), deltas.requires_grad_())
+    return BoxPredictions(scores.requires_grad_(), deltas.requires_grad_())
 
 
 def slow_box(window, delta):
@@ -167,7 +167,7 @@ def test_steps_against_the_gradient_raise_overlaps_and_map(storage, is_class_agn
         deltas = deltas.detach()
         ious, maps = [], []
         for step in range(31):
-            outputs = WindowOutputs(scores.detach(), deltas.requires_grad_())
+            outputs = BoxPredictions(scores.detach(), deltas.requires_grad_())
             inputs = predictor.loss_inputs(outputs, proposals, targets)
             cache = predictor.rank(inputs)
             maps.append(storage.latest()["map/minibatch_map"][0])

@@ -6,9 +6,9 @@ from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes, Instances
 from maploss.layers import MAPLoss
 from maploss.modeling import MAPOutputLayers, SoftmaxOutputLayers
-from maploss.modeling.detections import detections, window_candidates
+from maploss.modeling.detections import detections, proposal_candidates
 from maploss.modeling.map_loss_config import ap_type_from_config, iou_threshs_from_config
-from maploss.modeling.output_layers import WindowOutputs
+from maploss.modeling.output_layers import BoxPredictions
 
 SIZE = (100, 100)
 SETTINGS = {"score_thresh": float("-inf"), "nms_iou_thresh": 0.3, "detections_per_image": -1}
@@ -16,7 +16,7 @@ FAR = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]])
 
 
 def window_detections(scores, windows, image_size, *, score_thresh, **settings):
-    return detections(window_candidates(scores, windows, image_size, score_thresh), **settings)
+    return detections(proposal_candidates(scores, windows, image_size, score_thresh), **settings)
 
 
 def test_windows_of_one_class_suppress_each_other_and_not_those_of_another():
@@ -93,7 +93,7 @@ def make_windows(labels):
 def test_softmax_loss_is_the_mean_negative_log_likelihood_with_background_last():
     predictor = SoftmaxOutputLayers(ShapeSpec(channels=5), num_classes=2)
     logits = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 2.0]])
-    loss = predictor.losses(WindowOutputs(logits), [make_windows([0]), make_windows([2])], [])[
+    loss = predictor.losses(BoxPredictions(logits), [make_windows([0]), make_windows([2])], [])[
         "loss_cls"
     ]
     exp = torch.tensor([1.0, 2.0]).exp()
@@ -103,7 +103,7 @@ def test_softmax_loss_is_the_mean_negative_log_likelihood_with_background_last()
 def test_softmax_detections_have_probabilities_and_no_background():
     predictor = SoftmaxOutputLayers(ShapeSpec(channels=5), num_classes=2)
     (result,) = predictor.inference(
-        lambda _: WindowOutputs(torch.tensor([[1.0, 2.0, 3.0]])), [make_windows([0])]
+        BoxPredictions(torch.tensor([[1.0, 2.0, 3.0]])), [make_windows([0])]
     )
     expected = torch.tensor([1.0, 2.0, 3.0]).softmax(0)
     assert torch.allclose(result.scores, expected[[1, 0]])
@@ -113,7 +113,7 @@ def test_softmax_detections_have_probabilities_and_no_background():
 def test_map_detections_have_raw_scores_for_every_class():
     predictor = MAPOutputLayers(ShapeSpec(channels=5), num_classes=3, map_loss=MAPLoss())
     (result,) = predictor.inference(
-        lambda _: WindowOutputs(torch.tensor([[-7.0, 2.0, 30.0]])), [make_windows([0])]
+        BoxPredictions(torch.tensor([[-7.0, 2.0, 30.0]])), [make_windows([0])]
     )
     assert result.scores.tolist() == [30.0, 2.0, -7.0]
 
@@ -230,7 +230,7 @@ def test_the_map_loss_ranks_windows_or_what_the_regression_makes_of_them(
     windows.proposal_boxes = Boxes(torch.tensor(BESIDE))
     windows.gt_boxes = targets.gt_boxes = Boxes(torch.tensor([[0.0, 0, 10, 10]]))
     targets.gt_classes, targets.gt_difficult = torch.tensor([0]), torch.tensor([0])
-    outputs = WindowOutputs(torch.zeros(1, 2), MOVED.clone().requires_grad_())
+    outputs = BoxPredictions(torch.zeros(1, 2), MOVED.clone().requires_grad_())
     losses = predictor.losses(outputs, [windows], [targets])
     assert storage.latest()["map/minibatch_map"][0] == expected
     assert set(losses) == {"loss_map", "loss_score_reg", "loss_box_reg"}
@@ -242,8 +242,8 @@ def test_the_test_takes_regressed_boxes_unless_told_not_to(at_test, expected):
     predictor = make_regressed(regress_at_test=at_test)
     windows = make_windows([0])
     windows.proposal_boxes = Boxes(torch.tensor(BESIDE))
-    outputs = WindowOutputs(torch.tensor([[3.0, 2.0]]), MOVED)
-    (result,) = predictor.inference(lambda _: outputs, [windows])
+    outputs = BoxPredictions(torch.tensor([[3.0, 2.0]]), MOVED)
+    (result,) = predictor.inference(outputs, [windows])
     torch.testing.assert_close(result.pred_boxes.tensor[0], torch.tensor(expected).float())
     assert result.pred_boxes.tensor[1].tolist() == BESIDE[0]
 
@@ -271,7 +271,7 @@ def test_smooth_l1_is_that_of_the_config(tiny_cfg):
     windows = make_windows([0])
     windows.gt_boxes = windows.proposal_boxes
     deltas = torch.tensor([[0.5, -0.25, 0, 0] + [9.0] * 12])
-    loss = predictor.box_loss(WindowOutputs(torch.zeros(1, 5), deltas), [windows])
+    loss = predictor.box_loss(BoxPredictions(torch.zeros(1, 5), deltas), [windows])
     assert float(loss) == pytest.approx(0.75)  # L1
 
 
@@ -284,7 +284,7 @@ def test_giou_is_that_of_the_config_by_the_number_of_all_windows(tiny_cfg):
     windows.gt_boxes = windows.proposal_boxes
     # Half a width to the right: IoU 1/3, and nothing of the hull is empty.
     deltas = torch.tensor([[0.5, 0, 0, 0] + [9.0] * 12] * 4)
-    loss = predictor.box_loss(WindowOutputs(torch.zeros(4, 5), deltas), [windows])
+    loss = predictor.box_loss(BoxPredictions(torch.zeros(4, 5), deltas), [windows])
     assert float(loss) == pytest.approx(2 * (1 - 1 / 3) / 4)
 
 
@@ -296,7 +296,7 @@ def test_regressed_boxes_are_clipped_to_their_images_in_training_as_at_test(stor
     targets.gt_classes, targets.gt_difficult = torch.tensor([0]), torch.tensor([0])
     # To [80, 10, 140, 50], of which 20 of 60 columns lie in the image.
     deltas = torch.tensor([[35 / 30, 0, torch.tensor(2.0).log(), 0, 0, 0, 0, 0]])
-    predictor.losses(WindowOutputs(torch.zeros(1, 2), deltas), [windows], [targets])
+    predictor.losses(BoxPredictions(torch.zeros(1, 2), deltas), [windows], [targets])
     assert storage.latest()["map/minibatch_map"][0] == 0.5
     with pytest.raises(FloatingPointError, match="boxes: box regression gave some"):
-        predictor.boxes(WindowOutputs(torch.zeros(1, 2), deltas * float("nan")), [windows])
+        predictor.boxes(BoxPredictions(torch.zeros(1, 2), deltas * float("nan")), [windows])

@@ -5,12 +5,13 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
+from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Boxes, Instances
 from maploss.layers import MAPLoss, box_voting
 from maploss.modeling import MAPOutputLayers, SoftmaxOutputLayers
-from maploss.modeling.detections import detections, make_candidates
-from maploss.modeling.output_layers import WindowOutputs
-from maploss.modeling.refine_boxes import best_of_each_class
+from maploss.modeling.detections import best_of_each_class, detections, make_candidates
+from maploss.modeling.output_layers import BoxPredictions
+from maploss.modeling.roi_heads import BoxROIHeads
 
 from tests.modeling.test_roi_heads import make_batch
 
@@ -60,20 +61,41 @@ class Moving:
         deltas = torch.zeros(len(boxes), self.num_boxes, 4)
         deltas[:, 0, 0] = 0.5
         deltas[:, 1:, 0] = -0.5
-        return WindowOutputs(scores, deltas.flatten(1))
+        return BoxPredictions(scores, deltas.flatten(1))
 
 
-def make_predictor(iterations, vote=0.0, nms=0.3, **kwargs):
-    return MAPOutputLayers(
+class ScoredByFeatures(BoxROIHeads):
+    """Heads whose features are a function from proposals to what is said of them."""
+
+    def score_proposals(self, features, proposals):
+        return features(proposals)
+
+
+def make_heads(iterations, vote=0.0, nms=0.3, **kwargs):
+    predictor = MAPOutputLayers(
         ShapeSpec(channels=5),
         num_classes=2,
         map_loss=MAPLoss(),
         box_reg_weight=1.0,
         box_reg_std=[1.0] * 4,
-        test_box_iterations=iterations,
         test_vote_iou_thresh=vote,
         test_nms_iou_thresh=nms,
         **kwargs,
+    )
+    return heads_with(predictor, iterations)
+
+
+def heads_with(predictor, iterations):
+    return ScoredByFeatures(
+        num_classes=2,
+        batch_size_per_image=8,
+        positive_fraction=0.5,
+        proposal_matcher=Matcher([0.5], [0, 1]),
+        in_features=[],
+        pooler=None,
+        box_head=None,
+        box_predictor=predictor,
+        test_box_iterations=iterations,
     )
 
 
@@ -93,7 +115,7 @@ def found_by(result, class_id):
 
 def test_regressed_boxes_are_scored_and_regressed_again_as_their_class():
     score = Moving()
-    (result,) = make_predictor(2, nms=1.0).inference(score, [make_windows([[40, 0, 50, 10]])])
+    (result,) = make_heads(2, nms=1.0).inference(score, [make_windows([[40, 0, 50, 10]])])
     # One window: one of each class goes on. The first score is the window's own.
     assert score.seen[1][:, 0].tolist() == [45, 35]
     assert found_by(result, 0) == {(45, 4.0), (50, 4.5)}
@@ -102,12 +124,12 @@ def test_regressed_boxes_are_scored_and_regressed_again_as_their_class():
 
 def test_three_iterations_go_on_from_the_second():
     score = Moving()
-    (result,) = make_predictor(3, nms=1.0).inference(score, [make_windows([[40, 0, 50, 10]])])
+    (result,) = make_heads(3, nms=1.0).inference(score, [make_windows([[40, 0, 50, 10]])])
     assert found_by(result, 0) == {(45, 4.0), (50, 4.5), (55, 5.0)}
 
 
 def test_nms_is_of_the_boxes_of_all_iterations():
-    (result,) = make_predictor(2).inference(Moving(), [make_windows([[40, 0, 50, 10]])])
+    (result,) = make_heads(2).inference(Moving(), [make_windows([[40, 0, 50, 10]])])
     assert found_by(result, 0) == {(50, 4.5)}
     assert found_by(result, 1) == {(30, -3.5)}
 
@@ -115,7 +137,7 @@ def test_nms_is_of_the_boxes_of_all_iterations():
 def test_as_many_boxes_are_scored_again_as_there_are_windows_the_best_first():
     score = Moving()
     windows = [make_windows([[i * 10, 0, i * 10 + 8, 10] for i in range(6)]), make_windows([])]
-    first, second = make_predictor(2).inference(score, windows)
+    first, second = make_heads(2).inference(score, windows)
     assert [len(x) for x in score.seen] == [6, 6]
     assert score.seen[1][:3, 0].tolist() == [54, 44, 34]  # the best three of class 0
     assert len(first) > 0
@@ -123,7 +145,7 @@ def test_as_many_boxes_are_scored_again_as_there_are_windows_the_best_first():
 
 
 def test_boxes_of_no_class_of_their_own_are_scored_again_as_each():
-    (result,) = make_predictor(2, nms=1.0, is_class_agnostic=True).inference(
+    (result,) = make_heads(2, nms=1.0, is_class_agnostic=True).inference(
         Moving(num_boxes=1), [make_windows([[40, 0, 50, 10]])]
     )
     assert found_by(result, 0) == {(45, 4.0), (50, 4.5)}
@@ -131,8 +153,8 @@ def test_boxes_of_no_class_of_their_own_are_scored_again_as_each():
 
 
 def test_scores_again_below_the_threshold_are_dropped():
-    predictor = make_predictor(2, nms=1.0, test_score_thresh=-3.9)
-    (result,) = predictor.inference(Moving(), [make_windows([[40, 0, 50, 10]])])
+    heads = make_heads(2, nms=1.0, test_score_thresh=-3.9)
+    (result,) = heads.inference(Moving(), [make_windows([[40, 0, 50, 10]])])
     assert found_by(result, 0) == {(45, 4.0), (50, 4.5)}
     assert found_by(result, 1) == set()
 
@@ -145,24 +167,23 @@ def test_scores_again_that_are_not_finite_are_an_error():
         return outputs if len(score.seen) == 1 else outputs._replace(scores=outputs.scores / 0)
 
     with pytest.raises(FloatingPointError, match="scores: expected finite values"):
-        make_predictor(2).inference(broken, [make_windows([[40, 0, 50, 10]])])
+        make_heads(2).inference(broken, [make_windows([[40, 0, 50, 10]])])
 
 
 @pytest.mark.parametrize(("iterations", "vote"), [(0, 0.0), (1, 1.5), (1, -0.5)])
 def test_numbers_out_of_range_are_told_at_once(iterations, vote):
     with pytest.raises(ValueError, match=r"test_(box_iterations|vote_iou_thresh): expected"):
-        make_predictor(iterations, vote)
+        make_heads(iterations, vote)
 
 
 def test_one_iteration_is_the_plain_test_and_more_need_box_regression():
     score = Moving()
-    make_predictor(1).inference(score, [make_windows([[40, 0, 50, 10]])])
+    make_heads(1).inference(score, [make_windows([[40, 0, 50, 10]])])
     assert len(score.seen) == 1
     for kwargs in ({"box_reg_weight": 0.0}, {"box_reg_weight": 1.0, "regress_at_test": False}):
+        predictor = SoftmaxOutputLayers(ShapeSpec(channels=5), num_classes=2, **kwargs)
         with pytest.raises(ValueError, match="test_box_iterations: expected 1 without box regress"):
-            SoftmaxOutputLayers(
-                ShapeSpec(channels=5), num_classes=2, test_box_iterations=2, **kwargs
-            )
+            heads_with(predictor, 2)
 
 
 VOTERS = [[0, 0, 10, 10], [0, 0, 10, 12], [0, 0, 12, 10], [0, 0, 10, 20], [60, 60, 70, 70]]

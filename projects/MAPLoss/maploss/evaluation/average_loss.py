@@ -28,8 +28,8 @@ def average_loss(model: nn.Module, images: Iterable[dict]) -> float:
         windows = heads.label_and_sample_proposals(
             [inputs["proposals"].to(model.device)], [inputs["instances"].to(model.device)]
         )
-        outputs = heads.score_windows(model.backbone(image.tensor), windows)
-        total += float(heads.box_predictor.window_losses(outputs, windows).sum())
+        outputs = heads.score_proposals(model.backbone(image.tensor), windows)
+        total += float(heads.box_predictor.proposal_losses(outputs, windows).sum())
         count += len(windows[0])
     if not count:
         raise ValueError("images: expected some windows, got none")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Box heads: from the pooled features of windows to what the predictor scores.
+Box heads: from the pooled features of proposals to what the predictor scores.
 
-Shape letters: R windows, C channels, H and W cells of the pooled features.
+Shape letters: R proposals, C channels, H and W cells of the pooled features.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ from torch.nn import functional as F
 
 
 def num_features(shape: ShapeSpec) -> int:
-    """Of one window, in all channels and cells."""
+    """Of one proposal, in all channels and cells."""
     return shape.channels * (shape.height or 1) * (shape.width or 1)
 
 
 @ROI_BOX_HEAD_REGISTRY.register()
 class NormalizedConvFCHead(FastRCNNConvFCHead):
     """
-    Detectron2's FastRCNNConvFCHead on features of mean 0 and variance 1 for each window.
+    Detectron2's FastRCNNConvFCHead on features of mean 0 and variance 1 for each proposal.
 
     Backbones without normalisation layers (SqueezeNet, VGG) give features of tens to hundreds. AP
     does not depend on the size of scores, so nothing in a loss made of AP holds them back: they
@@ -51,7 +51,7 @@ class FullyConnectedHead(nn.Module):
     def __init__(self, input_shape: ShapeSpec, *, fc_dims: Sequence[int], dropout: float):
         """
         Args:
-            input_shape: of the pooled features of one window. fc_dims: widths of fc6, fc7, and so
+            input_shape: of the pooled features of one proposal. fc_dims: widths of fc6, fc7, and so
                 on. dropout: share of outputs that are dropped in training, in [0, 1).
 
         Raises:

@@ -2,7 +2,7 @@
 """
 Box regression of Fast R-CNN (Girshick 2015, section 2.3): targets, loss and regressed boxes.
 
-Shape letters: R windows, F windows over objects, B boxes of a window: K, one of each class, or 1.
+Shape letters: R proposals, F of them over objects, B boxes of a proposal: K (of each class) or 1.
 """
 
 from collections.abc import Sequence
@@ -21,18 +21,18 @@ BOX_LOSSES = ("smooth_l1", "giou")
 _TRANSFORM = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
 
 
-def box_deltas(windows: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+def box_deltas(proposals: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
     """
-    (F, 4) t_x, t_y, t_w, t_h from each window to its box, both (F, 4) XYXY: the shift of the centre
-    in units of the window's size, and the log of the ratio of sizes (R-CNN, appendix C).
+    (F, 4) t_x, t_y, t_w, t_h from each proposal to its box, both (F, 4) XYXY: the shift of the
+    centre in units of the proposal's size, and the log of the ratio of sizes (R-CNN, appendix C).
     """
-    return _TRANSFORM.get_deltas(windows, boxes)
+    return _TRANSFORM.get_deltas(proposals, boxes)
 
 
 class BoxRegressor(nn.Linear):
     """
-    The linear layer from features of a window to the deltas of B boxes, in units in which those of
-    the training windows have mean 0 and variance 1.
+    The linear layer from features of a proposal to the deltas of B boxes, in units in which those
+    of the training proposals have mean 0 and variance 1.
 
     The mean and the variance are buffers: they are in the checkpoint, so the deltas of a loaded
     model mean what they meant in training.
@@ -78,7 +78,7 @@ class BoxRegressor(nn.Linear):
 
     @torch.no_grad()
     def set_targets(self, mean: torch.Tensor, std: torch.Tensor) -> None:
-        """Args: mean, std: (B, 4) of the deltas of the training windows; std above 0."""
+        """Args: mean, std: (B, 4) of the deltas of the training proposals; std above 0."""
         self.target_mean.copy_(mean)
         self.target_std.copy_(std)
 
@@ -93,57 +93,57 @@ class BoxRegressor(nn.Linear):
     def losses(
         self,
         outputs: torch.Tensor,
-        windows: torch.Tensor,
+        proposals: torch.Tensor,
         gt_boxes: torch.Tensor,
         gt_classes: torch.Tensor,
         num_classes: int,
     ) -> torch.Tensor:
         """
-        (R,) lambda times the loss of the box that each window over an object has for its class; 0
-        for windows over nothing.
+        (R,) lambda times the loss of the box that each proposal over an object has for its class; 0
+        for proposals over nothing.
 
         Smooth L1 (equations 2 and 3) is between the outputs and their normalised targets, 1 - GIoU
         between the regressed box, not clipped, and the object.
 
         Args:
-            outputs: (R, 4 B) of :meth:`forward`. windows, gt_boxes: (R, 4) XYXY; the gt_boxes of
-                windows over nothing are not looked at. gt_classes: (R,) int64, num_classes means
+            outputs: (R, 4 B) of :meth:`forward`. proposals, gt_boxes: (R, 4) XYXY; the gt_boxes of
+                proposals over nothing are not looked at. gt_classes: (R,) int64, num_classes means
                 background.
         """
         inds = (gt_classes < num_classes).nonzero().squeeze(1)
-        found = outputs[inds], windows[inds], gt_boxes[inds], gt_classes[inds]
+        found = outputs[inds], proposals[inds], gt_boxes[inds], gt_classes[inds]
         losses = self.giou_losses if self.loss_type == "giou" else self._smooth_l1_losses
         return outputs.new_zeros(len(outputs)).index_add(0, inds, self.loss_weight * losses(*found))
 
     def giou_losses(
         self,
         outputs: torch.Tensor,
-        windows: torch.Tensor,
+        proposals: torch.Tensor,
         gt_boxes: torch.Tensor,
         classes: torch.Tensor,
     ) -> torch.Tensor:
         """
-        (F,) 1 - GIoU of the regressed box, not clipped, that each of F windows has for a class, and
-        an object; nan for a box that is not finite.
+        (F,) 1 - GIoU of the regressed box, not clipped, that each of F proposals has for a class,
+        and an object; nan for a box that is not finite.
 
         Args:
-            outputs: (F, 4 B) of :meth:`forward`. windows, gt_boxes: (F, 4) XYXY. classes: (F,)
+            outputs: (F, 4 B) of :meth:`forward`. proposals, gt_boxes: (F, 4) XYXY. classes: (F,)
                 int64 in [0, K).
         """
         own, mean, std = self._of_class(outputs, classes)
-        boxes = _TRANSFORM.apply_deltas(own * std + mean, windows)
+        boxes = _TRANSFORM.apply_deltas(own * std + mean, proposals)
         return _giou_losses(boxes, gt_boxes).to(own.dtype)
 
     def _smooth_l1_losses(
         self,
         outputs: torch.Tensor,
-        windows: torch.Tensor,
+        proposals: torch.Tensor,
         gt_boxes: torch.Tensor,
         classes: torch.Tensor,
     ) -> torch.Tensor:
         """(F,) between the outputs and their targets; arguments as for :meth:`giou_losses`."""
         own, mean, std = self._of_class(outputs, classes)
-        targets = ((box_deltas(windows, gt_boxes) - mean) / std).to(own.dtype)
+        targets = ((box_deltas(proposals, gt_boxes) - mean) / std).to(own.dtype)
         return F.smooth_l1_loss(own, targets, reduction="none", beta=self.beta).sum(dim=1)
 
     def _of_class(
@@ -155,11 +155,11 @@ class BoxRegressor(nn.Linear):
         own = outputs.view(len(outputs), self.num_boxes, 4)[each, boxes]
         return own, self.target_mean[boxes], self.target_std[boxes]
 
-    def boxes(self, outputs: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
-        """(R, 4 B) outputs and (R, 4) windows to (R, B, 4) boxes XYXY, not clipped."""
+    def boxes(self, outputs: torch.Tensor, proposals: torch.Tensor) -> torch.Tensor:
+        """(R, 4 B) outputs and (R, 4) proposals to (R, B, 4) boxes XYXY, not clipped."""
         deltas = outputs.view(len(outputs), self.num_boxes, 4)
         deltas = (deltas * self.target_std + self.target_mean).flatten(1)
-        return _TRANSFORM.apply_deltas(deltas, windows).view(-1, self.num_boxes, 4)
+        return _TRANSFORM.apply_deltas(deltas, proposals).view(-1, self.num_boxes, 4)
 
 
 def _giou_losses(boxes: torch.Tensor, gt_boxes: torch.Tensor) -> torch.Tensor:
@@ -174,7 +174,7 @@ def _giou_losses(boxes: torch.Tensor, gt_boxes: torch.Tensor) -> torch.Tensor:
 
 
 def box_predictor_of(model: nn.Module) -> nn.Module | None:
-    """What scores the windows of a detector, perhaps a parallel one; None where nothing does."""
+    """What scores the proposals of a detector, perhaps a parallel one; None where nothing does."""
     heads = getattr(getattr(model, "module", model), "roi_heads", None)
     return getattr(heads, "box_predictor", None)
 

@@ -2,7 +2,7 @@
 """
 From scored boxes to detections: NMS of each class, box voting, limits.
 
-Shape letters: R windows of an image, K classes, C candidates: pairs of a box and a class.
+Shape letters: R proposals of an image, K classes, C candidates: pairs of a box and a class.
 """
 
 import torch
@@ -22,11 +22,11 @@ def check_finite_scores(scores: torch.Tensor) -> None:
         )
 
 
-def window_candidates(
+def proposal_candidates(
     scores: torch.Tensor, boxes: torch.Tensor, image_size: tuple[int, int], score_thresh: float
 ) -> Instances:
     """
-    Each window as each class that it may be.
+    Each proposal as each class that it may be.
 
     Args:
         scores: (R, K). boxes: (R, 4) XYXY in pixels, or (R, K, 4), one of its own for each class;
@@ -34,15 +34,15 @@ def window_candidates(
         score_thresh: scores not above it are dropped; -inf drops none.
 
     Returns:
-        C Instances with pred_boxes, scores (at full precision), pred_classes, window by window.
+        C Instances with pred_boxes, scores (at full precision), pred_classes, proposal by proposal.
 
     Raises:
         FloatingPointError: a score is not finite.
     """
     check_finite_scores(scores)
-    window_inds, class_inds = (scores > score_thresh).nonzero(as_tuple=True)
-    own = boxes[window_inds] if boxes.dim() == 2 else boxes[window_inds, class_inds]
-    return make_candidates(own, scores[window_inds, class_inds], class_inds, image_size)
+    proposal_inds, class_inds = (scores > score_thresh).nonzero(as_tuple=True)
+    own = boxes[proposal_inds] if boxes.dim() == 2 else boxes[proposal_inds, class_inds]
+    return make_candidates(own, scores[proposal_inds, class_inds], class_inds, image_size)
 
 
 def make_candidates(
@@ -57,6 +57,17 @@ def make_candidates(
     return candidates
 
 
+def best_of_each_class(candidates: Instances, num: int) -> Instances:
+    """The `num` candidates of the largest scores of each class, ties in their order."""
+    order = torch.argsort(candidates.scores, descending=True, stable=True)
+    classes = candidates.pred_classes[order]
+    order = order[torch.argsort(classes, stable=True)]
+    counts = classes.bincount()
+    rank = torch.arange(len(order), device=order.device)
+    rank = rank - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return candidates[order[rank < num]]
+
+
 def detections(
     candidates: Instances,
     *,
@@ -69,7 +80,7 @@ def detections(
     Detections of one image: its candidates after greedy NMS of each class, by falling score.
 
     Args:
-        candidates: of :func:`window_candidates`.
+        candidates: of :func:`proposal_candidates`.
         nms_iou_thresh: a candidate is suppressed by a better one of IoU above it.
         detections_per_image: the best so many of all classes together; <= 0 means all.
         vote_iou_thresh: above 0, a detection's box is the mean of the candidates of its class whose

@@ -12,7 +12,7 @@ So one mAP is made of the minibatches of several passes
 (:class:`~maploss.engine.accumulating_trainer.AccumulatingTrainer`), and of all proposals where only
 hard ones train (:class:`~maploss.modeling.MAPROIHeads`).
 
-Shape letters: R windows, those of one pass, K classes, G objects, H hard windows.
+Shape letters: R proposals, those of one pass, K classes, G objects, H hard proposals.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ class BoxTargets(NamedTuple):
     What box regression is to learn of a ranking.
 
     Args:
-        weights: (R, K) float64, by how much the loss falls with the IoU of each window's box, as
+        weights: (R, K) float64, by how much the loss falls with the IoU of each proposal's box, as
             each class, and its object; 0 where there is none.
         objects: (R, K) int64, index of that object.
         gt_boxes: (G, 4).
@@ -70,36 +70,38 @@ class BoxTargets(NamedTuple):
         return None if gradient is None else cls(*gradient, gt_boxes)
 
     def only(self, inds: torch.Tensor, factor: float | torch.Tensor = 1.0) -> "BoxTargets":
-        """Of some windows, the weights multiplied."""
+        """Of some proposals, the weights multiplied."""
         return self._replace(weights=factor * self.weights[inds], objects=self.objects[inds])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GradientCache:
     """
-    The losses of a ranking that was made before, and their gradient by the scores of R windows.
+    The losses of a ranking that was made before, and their gradient by the scores of R proposals.
 
     Args:
         values: the losses by name, 0-d, constants; "loss_map" is one of them.
         gradient: (R, K) of the sum of the losses by the scores.
-        num_windows: by how many the sum of box regression's losses is divided.
+        num_proposals: by how many the sum of box regression's losses is divided.
         scores: (R, K) that were ranked; None where they are not those that will train.
         box_targets: None for a loss that leaves boxes alone.
     """
 
     values: dict[str, torch.Tensor]
     gradient: torch.Tensor
-    num_windows: float
+    num_proposals: float
     scores: torch.Tensor | None
     box_targets: BoxTargets | None = None
 
     def split(self, counts: Sequence[int]) -> list["GradientCache"]:
         """
-        One for each pass, in order, of so many windows: the losses of all, and the gradient of its
-        own, multiplied by the number of passes, since the gradients of the passes are averaged.
+        One for each pass, in order, of so many proposals: the losses of all, and the gradient of
+        its own, multiplied by the number of passes, since the gradients of the passes are averaged.
         """
+        if self.scores is None:
+            raise ValueError("scores: expected those that were ranked, got None")
         num_passes = len(counts)
-        passes = torch.arange(len(self.scores), device=self.scores.device).split(counts)
+        passes = torch.arange(len(self.scores), device=self.scores.device).split(list(counts))
         return [
             GradientCache(
                 self.values,
@@ -113,7 +115,7 @@ class GradientCache:
 
     def only(self, inds: torch.Tensor) -> "GradientCache":
         """
-        For H of the windows, scored as in training: they carry the gradient of all as far as
+        For H of the proposals, scored as in training: they carry the gradient of all as far as
         :func:`~maploss.modeling.hard_example_mining.sparsify_gradient` says.
         """
         gradient, targets = sparsify_gradient(self.gradient, inds), self.box_targets
@@ -126,7 +128,7 @@ class GradientCache:
     def check_scores(self, scores: torch.Tensor) -> None:
         """
         Raises:
-            RuntimeError: they are of other windows, or quite others, than those that were ranked:
+            RuntimeError: they are of other proposals, or quite others, than those that were ranked:
                 the model draws random numbers that do not come from torch.
         """
         if self.scores is None:

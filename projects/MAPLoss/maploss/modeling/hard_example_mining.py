@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Hard windows of a minibatch (Shrivastava et al. 2016, section 4.1).
+Hard proposals of a minibatch (Shrivastava et al. 2016, section 4.1).
 
-Shape letters: N images, R windows of all images, H hard ones.
+Shape letters: N images, R proposals of all images, H hard ones.
 """
 
 import torch
@@ -13,8 +13,8 @@ from ..layers import hard_examples
 from .output_layers import image_inds
 
 
-class WindowError(FloatingPointError):
-    """A window whose loss is not finite, in image number `image_ind` of the minibatch."""
+class ProposalError(FloatingPointError):
+    """A proposal whose loss is not finite, in image number `image_ind` of the minibatch."""
 
     def __init__(self, image_ind: int, reason: str):
         super().__init__(f"image {image_ind} of the minibatch: {reason}")
@@ -24,28 +24,31 @@ class WindowError(FloatingPointError):
 
 def mine_hard_proposals(
     losses: torch.Tensor,
-    windows: list[Instances],
+    proposals: list[Instances],
     num_per_image: int,
     *,
     iou_thresh: float = 0.7,
     per_image: bool = False,
 ) -> tuple[torch.Tensor, list[Instances]]:
     """
-    The hardest windows of each image, or of all: see :func:`maploss.layers.hard_examples`.
+    The hardest proposals of each image, or of all: see :func:`maploss.layers.hard_examples`.
 
     Args:
-        losses: (R,). windows: N Instances with proposal_boxes. num_per_image: how many at most, of
-            each image, or on average. per_image: the same number of each.
+        losses: (R,).
+        proposals: N Instances with proposal_boxes.
+        num_per_image: how many at most, of each image, or on average.
+        iou_thresh: of the NMS by loss.
+        per_image: the same number of each.
 
     Returns:
-        (H,) their indices among the R, rising, and N Instances, the windows themselves.
+        (H,) their indices among the R, rising, and N Instances, the proposals themselves.
 
     Raises:
-        WindowError: a loss is not finite.
+        ProposalError: a loss is not finite.
     """
-    check_finite(losses, windows, "loss")
+    check_finite(losses, proposals, "loss")
     chosen, hard, start = [], [], 0
-    for group in [[x] for x in windows] if per_image else [windows]:
+    for group in [[x] for x in proposals] if per_image else [proposals]:
         counts = [len(x) for x in group]
         inds = hard_examples(
             losses[start : start + sum(counts)],
@@ -64,14 +67,14 @@ def mine_hard_proposals(
 
 def sparsify_gradient(gradient: torch.Tensor, inds: torch.Tensor) -> torch.Tensor:
     """
-    What some windows carry of a gradient by the scores of all.
+    What some proposals carry of a gradient by the scores of all.
 
-    The pushes up and down of a class keep their sums: those of the chosen windows are scaled to
+    The pushes up and down of a class keep their sums: those of the chosen proposals are scaled to
     them. The largest elements alone push up more than down, and then all scores rise together,
     which changes no ranking. A class of which one side is not among the chosen gets nothing.
 
     Args:
-        gradient: (R, K). inds: (H,) of the windows that are chosen.
+        gradient: (R, K). inds: (H,) of the proposals that are chosen.
 
     Returns:
         (H, K).
@@ -99,15 +102,15 @@ def without_lower_limit(matcher: Matcher) -> Matcher:
     return Matcher([matcher.thresholds[-2]], [0, 1])
 
 
-def check_finite(values: torch.Tensor, windows: list[Instances], what: str) -> None:
-    """Raises WindowError for the first of R values that is not finite."""
+def check_finite(values: torch.Tensor, proposals: list[Instances], what: str) -> None:
+    """Raises ProposalError for the first of R values that is not finite."""
     is_bad = ~torch.isfinite(values)
     if is_bad.any():
         worst = int(is_bad.nonzero()[0])
-        for image_ind, own in enumerate(windows):
+        for image_ind, own in enumerate(proposals):
             if worst < len(own):
                 box = [round(x, 1) for x in own.proposal_boxes.tensor[worst].tolist()]
                 value = float(values[is_bad][0])
                 reason = f"window {box}: expected a finite {what}, got {value}"
-                raise WindowError(image_ind, reason)
+                raise ProposalError(image_ind, reason)
             worst -= len(own)

@@ -2,8 +2,10 @@
 """
 The predictor that is trained for mAP.
 
-Shape letters: N images, R windows of all images, K classes, T overlaps.
+Shape letters: N images, R proposals of all images, K classes, T overlaps.
 """
+
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -20,13 +22,13 @@ from ..layers.surrogate_gradient import scale_gradient
 from .box_regressor import box_predictor_of
 from .gradient_cache import BoxTargets, GradientCache, LossInputs
 from .map_loss_config import first_data_set, map_loss_from_config
-from .output_layers import WindowOutputLayers, WindowOutputs, image_inds
+from .output_layers import BoxOutputLayers, BoxPredictions, image_inds
 
 # MODEL.MAP_LOSS.BOX_REG: no box regression, or with it and NMS in training on these boxes.
 MAP_BOX_REGS = ("none", "windows", "regressed")
 
 
-class MAPOutputLayers(WindowOutputLayers):
+class MAPOutputLayers(BoxOutputLayers):
     """
     K raw class scores, trained for mAP after NMS (Henderson & Ferrari 2016, section 4.1).
 
@@ -44,15 +46,15 @@ class MAPOutputLayers(WindowOutputLayers):
         map_loss: MAPLoss,
         nms_on_regressed: bool = False,
         class_names: list[str] | None = None,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         """
         Args:
             map_loss: the loss; its NMS should be that of the test (`test_nms_iou_thresh`).
             nms_on_regressed: the loss takes the regressed boxes for what is detected, as the test
-                does, instead of the windows. They are constants to it.
+                does, instead of the proposals. They are constants to it.
             class_names: K names, for what is watched; None for numbers.
-            input_shape, num_classes, kwargs: see :class:`WindowOutputLayers`.
+            input_shape, num_classes, kwargs: see :class:`BoxOutputLayers`.
         """
         super().__init__(input_shape, num_classes=num_classes, num_outputs=num_classes, **kwargs)
         self.map_loss = map_loss
@@ -75,7 +77,7 @@ class MAPOutputLayers(WindowOutputLayers):
         if box_reg == "windows" and box_gradient in ESTIMATORS:
             raise ValueError(
                 "MODEL.MAP_LOSS.BOX_GRADIENT: expected error_driven or none with BOX_REG 'windows' "
-                f"(no regression moves the windows over an overlap), got {box_gradient!r}"
+                f"(no regression moves the proposals over an overlap), got {box_gradient!r}"
             )
         ret["nms_on_regressed"] = box_reg == "regressed"
         ret["class_names"] = _class_names(cfg)
@@ -84,7 +86,7 @@ class MAPOutputLayers(WindowOutputLayers):
 
     def losses(
         self,
-        predictions: WindowOutputs,
+        predictions: BoxPredictions,
         proposals: list[Instances],
         targets: list[Instances],
         gradient_cache: GradientCache | None = None,
@@ -98,7 +100,7 @@ class MAPOutputLayers(WindowOutputLayers):
         to the objects of each class. With several processes the mAP is that of the images of all.
 
         Args:
-            predictions, proposals, targets: as :class:`WindowOutputLayers`.
+            predictions, proposals, targets: as :class:`BoxOutputLayers`.
             gradient_cache: the losses and their gradient by the scores of these predictions, made
                 before; None ranks the predictions.
         """
@@ -107,38 +109,38 @@ class MAPOutputLayers(WindowOutputLayers):
             losses, stats = self.map_loss(*inputs, group=_all_ranks())
             losses = _scale_for_all_ranks(losses)
             self._watch(inputs.scores.detach(), stats)
-            num_windows: float = len(inputs.scores)
+            num_proposals: float = len(inputs.scores)
             box_targets = BoxTargets.of(stats.box_gradient, inputs.gt_boxes)
         else:
             losses = gradient_cache.losses(predictions.scores)
-            num_windows, box_targets = gradient_cache.num_windows, gradient_cache.box_targets
+            num_proposals, box_targets = gradient_cache.num_proposals, gradient_cache.box_targets
         if self.bbox_pred is None:
             return losses
         if box_targets is None:
-            losses["loss_box_reg"] = self.box_loss(predictions, proposals, num_windows)
+            losses["loss_box_reg"] = self.box_loss(predictions, proposals, num_proposals)
         else:
             losses["loss_map_box"] = self.map_box_loss(predictions, proposals, box_targets)
         return losses
 
     def map_box_loss(
-        self, outputs: WindowOutputs, windows: list[Instances], targets: BoxTargets
+        self, predictions: BoxPredictions, proposals: list[Instances], targets: BoxTargets
     ) -> torch.Tensor:
         """
-        loss_weight sum_i w_i (1 - GIoU_i) over windows i as each class, the sum of all processes:
+        loss_weight sum_i w_i (1 - GIoU_i) over proposals i as each class, the sum of all processes:
         by w_i the loss of mAP falls with the IoU of box i and its object, so that scores and boxes
         follow one number. GIoU takes the place of IoU, from which it differs by the share of the
         hull that neither box covers.
 
         Args:
-            outputs: for the R windows.
-            windows: N Instances with proposal_boxes.
+            predictions: for the R proposals.
+            proposals: N Instances with proposal_boxes.
             targets: for them; weights are constants.
         """
-        window, classes = (targets.weights != 0).nonzero().unbind(1)
-        own = torch.cat([x.proposal_boxes.tensor for x in windows])[window]
-        gt_boxes = targets.gt_boxes[targets.objects[window, classes]]
-        losses = self.bbox_pred.giou_losses(outputs.deltas[window], own, gt_boxes, classes)
-        loss = (targets.weights[window, classes].to(losses.dtype) * losses).sum()
+        proposal, classes = (targets.weights != 0).nonzero().unbind(1)
+        own = torch.cat([x.proposal_boxes.tensor for x in proposals])[proposal]
+        gt_boxes = targets.gt_boxes[targets.objects[proposal, classes]]
+        losses = self.bbox_pred.giou_losses(predictions.deltas[proposal], own, gt_boxes, classes)
+        loss = (targets.weights[proposal, classes].to(losses.dtype) * losses).sum()
         return self.bbox_pred.loss_weight * comm.get_world_size() * loss
 
     def rank(self, inputs: LossInputs) -> GradientCache:
@@ -158,7 +160,7 @@ class MAPOutputLayers(WindowOutputLayers):
         return GradientCache(values, gradient, len(scores), scores, targets)
 
     def loss_inputs(
-        self, predictions: WindowOutputs, proposals: list[Instances], targets: list[Instances]
+        self, predictions: BoxPredictions, proposals: list[Instances], targets: list[Instances]
     ) -> LossInputs:
         """What the loss takes of them; arguments as for :meth:`losses`."""
         if not self.nms_on_regressed:
@@ -175,7 +177,7 @@ class MAPOutputLayers(WindowOutputLayers):
         )
 
     def _watch(self, scores: torch.Tensor, stats: MAPLossStats) -> None:
-        """Puts scalars: mAP and AP of all processes, the rest of this one's windows."""
+        """Puts scalars: mAP and AP of all processes, the rest of this one's proposals."""
         watched = {
             "map/minibatch_map": stats.map,
             "map/gradient_up": stats.up_per_class.sum(),
@@ -206,17 +208,17 @@ class MAPOutputLayers(WindowOutputLayers):
             storage.put_scalar(f"map_seconds/{part}", value)
 
     def box_loss(
-        self, outputs: WindowOutputs, windows: list[Instances], count: float
+        self, predictions: BoxPredictions, proposals: list[Instances], count: float
     ) -> torch.Tensor:
         """
-        The sum over windows of :meth:`box_losses` by `count`, that of a pass, mean of all
+        The sum over proposals of :meth:`box_losses` by `count`, that of a pass, mean of all
         processes.
         """
-        number = outputs.scores.new_tensor(count)
+        number = predictions.scores.new_tensor(count)
         if comm.get_world_size() > 1:
             torch.distributed.all_reduce(number)
         number = (number / comm.get_world_size()).clamp(min=1)
-        return self.box_losses(outputs, windows).sum() / number
+        return self.box_losses(predictions, proposals).sum() / number
 
     def detection_scores(self, scores: torch.Tensor) -> torch.Tensor:
         return scores
@@ -248,7 +250,7 @@ def _all_ranks() -> "torch.distributed.ProcessGroup | None":
 def _scale_for_all_ranks(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """
     DistributedDataParallel averages gradients over processes, and logs average losses. Here they
-    are of the sum: the one mAP of all has the gradients of all windows.
+    are of the sum: the one mAP of all has the gradients of all proposals.
     """
     num_ranks = comm.get_world_size()
     return {

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-ROI heads whose windows are trained for mAP.
+ROI heads whose proposals are trained for mAP.
 
-Shape letters: N images, R windows of all images, K classes.
+Shape letters: N images, R proposals of all images, K classes.
 """
+
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -13,115 +15,105 @@ from detectron2.structures import ImageList, Instances
 
 from ..layers.checks import check_choice
 from .gradient_cache import GradientCache, LossInputs
-from .hard_example_mining import check_finite, check_num_hard, without_lower_limit
+from .hard_example_mining import check_finite
+from .image_pyramid import Features
 from .map_output_layers import MAPOutputLayers
-from .roi_heads import WindowROIHeads
-
-# MODEL.MAP_LOSS.WINDOWS: which windows the mAP loss is made of.
-MAP_WINDOWS = ("all", "sampled", "hard")
+from .roi_heads import TRAINED_ON, BoxROIHeads
 
 
 @ROI_HEADS_REGISTRY.register()
-class MAPROIHeads(WindowROIHeads):
-    """Windows scored without softmax and trained for mAP after NMS (the paper's detector)."""
+class MAPROIHeads(BoxROIHeads):
+    """Proposals scored without softmax and trained for mAP after NMS (the paper's detector)."""
 
     predictor_class = MAPOutputLayers
+    box_predictor: MAPOutputLayers
 
     @configurable
-    def __init__(self, *, windows: str = "sampled", **kwargs):
+    def __init__(self, *, trained_on: str = "sampled", **kwargs: Any) -> None:
         """
         Args:
-            windows: "sampled"; "all"; or "hard": the loss is that of all windows, and those carry
-                its gradient in whose scores it is largest, so many as would be sampled.
-            kwargs: see :class:`WindowROIHeads`; `proposal_append_gt` must be False.
+            trained_on: "sampled"; "all"; or "hard": the loss is that of all proposals, and those
+                carry its gradient in whose scores it is largest, so many as would be sampled.
+            kwargs: see :class:`BoxROIHeads`; `proposal_append_gt` must be False.
 
         Raises:
-            ValueError: proposal_append_gt is True, another word for the windows, no hard ones, or
+            ValueError: proposal_append_gt is True, another word for the proposals, no hard ones, or
                 hard ones of a loss whose gradient does not tell which these are.
         """
-        super().__init__(**kwargs)
-        check_choice("MODEL.MAP_LOSS.WINDOWS", windows, MAP_WINDOWS)
+        check_choice("MODEL.MAP_LOSS.WINDOWS", trained_on, TRAINED_ON)
+        super().__init__(trained_on=trained_on, **kwargs)
         if self.proposal_append_gt:
             raise ValueError(
-                "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT: expected False (perfect windows would be "
+                "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT: expected False (perfect proposals would be "
                 "ranked in training that the test does not have), got True"
             )
-        if windows == "hard":
-            check_num_hard(self.batch_size_per_image)
-            if self.box_predictor.map_loss.settings.gradient == "reinforce":
-                raise ValueError(
-                    "MODEL.MAP_LOSS.WINDOWS: expected all or sampled with GRADIENT 'reinforce' "
-                    "(the largest elements of its gradient are those of the largest noise), got "
-                    "'hard'"
-                )
-        self.is_hard = windows == "hard"
-        self.samples = windows == "sampled" and self.batch_size_per_image > 0
-        if windows != "sampled":
-            self.proposal_matcher = without_lower_limit(self.proposal_matcher)
+        is_noise = self.box_predictor.map_loss.settings.gradient == "reinforce"
+        if trained_on == "hard" and is_noise:
+            raise ValueError(
+                "MODEL.MAP_LOSS.WINDOWS: expected all or sampled with GRADIENT 'reinforce' (the "
+                "largest elements of its gradient are those of the largest noise), got 'hard'"
+            )
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         ret = super().from_config(cfg, input_shape)
-        ret["windows"] = cfg.MODEL.MAP_LOSS.WINDOWS
+        ret["trained_on"] = cfg.MODEL.MAP_LOSS.WINDOWS
         return ret
 
     def forward(
         self,
         images: ImageList,
-        features: dict[str, torch.Tensor],
+        features: Features,
         proposals: list[Instances],
         targets: list[Instances] | None = None,
         gradient_cache: GradientCache | None = None,
     ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
         """
-        As :class:`WindowROIHeads`.
+        As :class:`BoxROIHeads`.
 
-        Args: gradient_cache: of these proposals, ranked before with others; None ranks them.
+        Args:
+            images: as there.
+            features: as there.
+            proposals: as there.
+            targets: as there.
+            gradient_cache: of these proposals, ranked before with others; None ranks them.
         """
         if not self.training:
-            return super().forward(images, features, proposals)
-        windows, targets = self.training_windows(proposals, targets)
-        if self.is_hard:
-            windows, gradient_cache = self._mine(features, windows, targets, gradient_cache)
-        outputs = self.score_windows(features, windows)
-        losses = self.box_predictor.losses(outputs, windows, targets, gradient_cache)
-        self._watch(windows)
-        return windows, losses
+            return self.inference(features, proposals), {}
+        proposals, targets = self.training_proposals(proposals, targets)
+        if self.trained_on == "hard":
+            inputs = self._score_to_rank(features, proposals, targets)
+            if gradient_cache is None:
+                gradient_cache = self.box_predictor.rank(inputs)
+            else:
+                gradient_cache.check_scores(inputs.scores)
+            # By the size of their scores' gradient; they carry what the others have of it.
+            sizes = gradient_cache.gradient.abs().sum(dim=1)
+            inds, proposals = self.mine_hard_proposals(sizes, proposals)
+            gradient_cache = gradient_cache.only(inds)
+        predictions = self.score_proposals(features, proposals)
+        losses = self.box_predictor.losses(predictions, proposals, targets, gradient_cache)
+        self._watch(proposals)
+        return proposals, losses
 
     def loss_inputs(
         self,
-        features: dict[str, torch.Tensor],
+        features: Features,
         proposals: list[Instances],
         targets: list[Instances],
     ) -> LossInputs:
         """What the loss ranks of a minibatch; arguments as for :meth:`forward`."""
-        return self._score_to_rank(features, *self.training_windows(proposals, targets))
+        return self._score_to_rank(features, *self.training_proposals(proposals, targets))
 
     def _score_to_rank(
         self,
-        features: dict[str, torch.Tensor],
-        windows: list[Instances],
+        features: Features,
+        proposals: list[Instances],
         targets: list[Instances],
     ) -> LossInputs:
-        score = self.score_read_only if self.is_hard else self.score_windows
-        outputs = score(features, windows)
-        if self.is_hard:
-            check_finite(outputs.scores.sum(dim=1), windows, "sum of scores")
-        return self.box_predictor.loss_inputs(outputs, windows, targets)
-
-    def _mine(
-        self,
-        features: dict[str, torch.Tensor],
-        windows: list[Instances],
-        targets: list[Instances],
-        gradient_cache: GradientCache | None,
-    ) -> tuple[list[Instances], GradientCache]:
-        """The windows whose scores have the largest gradient of all, and what they carry of it."""
-        inputs = self._score_to_rank(features, windows, targets)
-        if gradient_cache is None:
-            gradient_cache = self.box_predictor.rank(inputs)
+        if self.trained_on == "hard":
+            predictions = self.score_read_only(features, proposals)
+            check_finite(predictions.scores.sum(dim=1), proposals, "sum of scores")
         else:
-            gradient_cache.check_scores(inputs.scores)
-        sizes = gradient_cache.gradient.abs().sum(dim=1)
-        inds, hard = self.mine_hard_proposals(sizes, windows)
-        return hard, gradient_cache.only(inds)
+            predictions = self.score_proposals(features, proposals)
+        return self.box_predictor.loss_inputs(predictions, proposals, targets)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The detector: Detectron2's GeneralizedRCNN on given windows, with its input checked."""
+"""The detector: Detectron2's GeneralizedRCNN on given proposals, with its input checked."""
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -13,9 +14,8 @@ from detectron2.utils.events import get_event_storage
 
 from .cached_features import FeatureInputs
 from .gradient_cache import GradientCache, LossInputs
-from .hard_example_mining import WindowError
-from .image_pyramid import score_on_pyramid
-from .output_layers import WindowOutputs
+from .hard_example_mining import ProposalError
+from .image_pyramid import ImagePyramid
 from .plain_convnet import PlainConvNet
 from .timm_backbone import TimmBackbone
 
@@ -25,7 +25,7 @@ _PARTS = ("backbone.", "proposal_generator.", "roi_heads.")
 @META_ARCH_REGISTRY.register()
 class MAPRCNN(FeatureInputs, GeneralizedRCNN):
     """
-    GeneralizedRCNN for precomputed windows.
+    GeneralizedRCNN for precomputed proposals.
 
     It checks its input, and it loads the plain weights of a classifier too: in a state dict in
     which no key begins with the name of a part, all keys are taken to be the backbone's, or fc6's
@@ -34,9 +34,10 @@ class MAPRCNN(FeatureInputs, GeneralizedRCNN):
     """
 
     @configurable
-    def __init__(self, *, pyramid_best_side: float = 224.0, **kwargs):
+    def __init__(self, *, pyramid_best_side: float = 224.0, **kwargs: Any) -> None:
         """
-        Args: pyramid_best_side: see :func:`maploss.modeling.image_pyramid.choose_scales`.
+        Args:
+            pyramid_best_side: see :func:`maploss.modeling.image_pyramid.choose_scales`.
             kwargs: as GeneralizedRCNN.
         """
         super().__init__(**kwargs)
@@ -61,9 +62,9 @@ class MAPRCNN(FeatureInputs, GeneralizedRCNN):
                 :class:`maploss.modeling.MAPROIHeads` in training. None ranks the inputs alone.
 
         Raises:
-            ValueError: an image without "proposals" or with windows that are not finite; in
+            ValueError: an image without "proposals" or with proposals that are not finite; in
                 training also one without "instances" or with an object of an unknown class.
-            FloatingPointError: in training the loss of a window is not finite; names the image.
+            FloatingPointError: in training the loss of a proposal is not finite; names the image.
         """
         if not self.training:
             return self.inference(batched_inputs)
@@ -102,7 +103,7 @@ class MAPRCNN(FeatureInputs, GeneralizedRCNN):
         batched_inputs: list[dict],
         detected_instances: list[Instances] | None = None,
         do_postprocess: bool = True,
-    ):
+    ) -> list[dict] | list[Instances]:
         """
         As GeneralizedRCNN; inputs with "pyramid", images of other sizes, are scored on these
         (:func:`maploss.modeling.image_pyramid.score_on_pyramid`).
@@ -120,20 +121,10 @@ class MAPRCNN(FeatureInputs, GeneralizedRCNN):
         return super().inference(batched_inputs, detected_instances, do_postprocess)
 
     def _detect_on_pyramid(self, inputs: dict) -> Instances:
-        sizes = [tuple(image.shape[1:]) for image in inputs["pyramid"]]
-        features: dict[int, dict[str, torch.Tensor]] = {}  # of the levels that are looked at
-
-        def score(level: int, windows: Instances) -> WindowOutputs:
-            if level not in features:
-                images = self.preprocess_image([{"image": inputs["pyramid"][level]}])
-                features[level] = self.backbone(images.tensor)
-            return self.roi_heads.score_windows(features[level], [windows])
-
-        (found,) = self.roi_heads.box_predictor.inference(
-            lambda windows: score_on_pyramid(score, sizes, windows[0], self.pyramid_best_side),
-            [inputs["proposals"].to(self.device)],
-        )
-        return found
+        pyramid = ImagePyramid(self, inputs["pyramid"], self.pyramid_best_side)
+        proposals = inputs["proposals"].to(self.device)
+        (detections,) = self.roi_heads.inference(pyramid, [proposals])
+        return detections
 
     def _check(self, batched_inputs: list[dict], required: tuple[str, ...]) -> None:
         for inputs in batched_inputs:
@@ -160,7 +151,7 @@ class MAPRCNN(FeatureInputs, GeneralizedRCNN):
                 return f"objects of classes 0 to {last}, got {classes.unique().tolist()}"
         return ""
 
-    def _take_pretrained_weights(self, state_dict: dict, prefix: str, *_) -> None:
+    def _take_pretrained_weights(self, state_dict: dict, prefix: str, *_: object) -> None:
         keys = [key[len(prefix) :] for key in state_dict if key.startswith(prefix)]
         if not keys or any(key.startswith(_PARTS) for key in keys):
             return
@@ -195,10 +186,10 @@ class MAPRCNN(FeatureInputs, GeneralizedRCNN):
 
 @contextlib.contextmanager
 def _naming_images(batched_inputs: list[dict]) -> Iterator[None]:
-    """Where the loss of a window is not finite, the error names its image."""
+    """Where the loss of a proposal is not finite, the error names its image."""
     try:
         yield
-    except WindowError as error:
+    except ProposalError as error:
         name = _name(batched_inputs[error.image_ind])
         raise FloatingPointError(f"image {name}: {error.reason}") from error
 

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Predictors: from the features of windows to class scores and boxes, to losses, and to detections.
+Predictors: from the features of proposals to class scores and boxes, to losses, and to detections.
 
-Shapes: N images, R windows of all images (Ri of image i), K classes, G objects of all images, B
-boxes of a window: K or 1.
+Shapes: N images, R proposals of all images (Ri of image i), K classes, G objects of all images, B
+boxes of a proposal: K or 1.
 """
 
-import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -19,13 +18,17 @@ from torch.nn import functional as F
 
 from .box_head import num_features
 from .box_regressor import BoxRegressor
-from .detections import detections, window_candidates
-from .refine_boxes import refine_boxes
+from .detections import (
+    check_finite_scores,
+    detections,
+    make_candidates,
+    proposal_candidates,
+)
 
 
-class WindowOutputs(NamedTuple):
+class BoxPredictions(NamedTuple):
     """
-    What a predictor says of R windows.
+    What a predictor says of R proposals.
 
     scores: (R, number of scores), raw, at least of single precision. deltas: (R, 4 B) of
     :class:`maploss.modeling.box_regressor.BoxRegressor`, None without box regression.
@@ -34,14 +37,14 @@ class WindowOutputs(NamedTuple):
     scores: torch.Tensor
     deltas: torch.Tensor | None = None
 
-    def of(self, inds: torch.Tensor) -> "WindowOutputs":
-        """What is said of some of the windows."""
-        return WindowOutputs(*(None if x is None else x[inds] for x in self))
+    def of(self, inds: torch.Tensor) -> "BoxPredictions":
+        """What is said of some of the proposals."""
+        return BoxPredictions(*(None if x is None else x[inds] for x in self))
 
 
-class WindowOutputLayers(nn.Module):
+class BoxOutputLayers(nn.Module):
     """
-    One linear layer over the features of a window for the scores, and one for boxes if asked.
+    One linear layer over the features of a proposal for the scores, and one for boxes if asked.
 
     A subclass says how many scores there are, their loss, and what is the score of a detection.
     """
@@ -58,45 +61,35 @@ class WindowOutputLayers(nn.Module):
         box_reg_loss_type: str = "smooth_l1",
         is_class_agnostic: bool = False,
         regress_at_test: bool = True,
-        test_box_iterations: int = 1,
         test_score_thresh: float = float("-inf"),
         test_nms_iou_thresh: float = 0.3,
         test_vote_iou_thresh: float = 0.0,
         test_detections_per_image: int = -1,
-    ):
+    ) -> None:
         """
         Args:
-            input_shape: of the features of one window.
-            num_classes: K. num_outputs: how many scores a window has.
-            box_reg_weight: lambda of the box regression's loss, 0 for none: windows are boxes.
+            input_shape: of the features of one proposal.
+            num_classes: K. num_outputs: how many scores a proposal has.
+            box_reg_weight: lambda of the box regression's loss, 0 for none: proposals are boxes.
             box_reg_std: of the targets, until they are measured. box_reg_beta: of smooth L1.
             box_reg_loss_type: see :class:`maploss.modeling.box_regressor.BoxRegressor`.
-            is_class_agnostic: one box of a window for all classes. regress_at_test: False leaves
-                the windows as they are (Girshick 2015, Table 6). test_box_iterations: above 1 the
-                best regressed boxes are scored and regressed again, so many times in all.
+            is_class_agnostic: one box of a proposal for all classes.
+            regress_at_test: False leaves the proposals as they are (Girshick 2015, Table 6).
             test_score_thresh, test_nms_iou_thresh, test_vote_iou_thresh, test_detections_per_image:
                 see :mod:`maploss.modeling.detections`.
 
         Raises:
-            ValueError: no iteration, or more than one of what is not regressed; a threshold of
-                votes out of [0, 1].
+            ValueError: a threshold of votes out of [0, 1].
         """
         super().__init__()
-        if test_box_iterations < 1:
-            raise ValueError(f"test_box_iterations: expected at least 1, got {test_box_iterations}")
         if not 0 <= test_vote_iou_thresh <= 1:
             raise ValueError(
                 f"test_vote_iou_thresh: expected a number in [0, 1], got {test_vote_iou_thresh}"
-            )
-        if test_box_iterations > 1 and not (box_reg_weight > 0 and regress_at_test):
-            raise ValueError(
-                f"test_box_iterations: expected 1 without box regression, got {test_box_iterations}"
             )
         self.num_classes = num_classes
         self.test_score_thresh = test_score_thresh
         self.test_nms_iou_thresh = test_nms_iou_thresh
         self.test_vote_iou_thresh = test_vote_iou_thresh
-        self.test_box_iterations = test_box_iterations
         self.test_detections_per_image = test_detections_per_image
         input_size = num_features(input_shape)
         self.cls_score = nn.Linear(input_size, num_outputs)
@@ -126,21 +119,20 @@ class WindowOutputLayers(nn.Module):
             "box_reg_beta": cfg.MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA,
             "box_reg_loss_type": cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE,
             "regress_at_test": cfg.TEST.BOX_REG,
-            "test_box_iterations": cfg.TEST.BOX_REG_ITERATIONS,
             "test_vote_iou_thresh": cfg.TEST.BOX_VOTING_IOU_THRESH,
             "test_score_thresh": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
             "test_nms_iou_thresh": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
             "test_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
         }
 
-    def forward(self, features: torch.Tensor) -> WindowOutputs:
-        """(R, ...) features to what is said of the windows."""
+    def forward(self, features: torch.Tensor) -> BoxPredictions:
+        """(R, ...) features to what is said of the proposals."""
         x = features.flatten(1)
         deltas = None if self.bbox_pred is None else at_least_float32(self.bbox_pred(x))
-        return WindowOutputs(at_least_float32(self.cls_score(x)), deltas)
+        return BoxPredictions(at_least_float32(self.cls_score(x)), deltas)
 
     def losses(
-        self, predictions: WindowOutputs, proposals: list[Instances], targets: list[Instances]
+        self, predictions: BoxPredictions, proposals: list[Instances], targets: list[Instances]
     ) -> dict[str, torch.Tensor]:
         """
         The losses of the scores, and with box regression loss_box_reg.
@@ -154,13 +146,13 @@ class WindowOutputLayers(nn.Module):
         """
         raise NotImplementedError
 
-    def box_losses(self, outputs: WindowOutputs, windows: list[Instances]) -> torch.Tensor:
-        """(R,) the loss of the box regression of each window, 0 over nothing."""
+    def box_losses(self, predictions: BoxPredictions, proposals: list[Instances]) -> torch.Tensor:
+        """(R,) the loss of the box regression of each proposal, 0 over nothing."""
         return self.bbox_pred.losses(
-            outputs.deltas,
-            torch.cat([x.proposal_boxes.tensor for x in windows]),
-            torch.cat([x.gt_boxes.tensor for x in windows]),
-            torch.cat([x.gt_classes for x in windows]),
+            predictions.deltas,
+            torch.cat([x.proposal_boxes.tensor for x in proposals]),
+            torch.cat([x.gt_boxes.tensor for x in proposals]),
+            torch.cat([x.gt_classes for x in proposals]),
             self.num_classes,
         )
 
@@ -168,18 +160,18 @@ class WindowOutputLayers(nn.Module):
         """(R, num_outputs) raw scores to (R, K) scores of detections."""
         raise NotImplementedError
 
-    def boxes(self, outputs: WindowOutputs, windows: list[Instances]) -> torch.Tensor:
+    def boxes(self, predictions: BoxPredictions, proposals: list[Instances]) -> torch.Tensor:
         """
-        (R, 4), the windows or their regressed boxes, or (R, K, 4), those of each class; regressed
+        (R, 4), the proposals or their regressed boxes, or (R, K, 4), those of each class; regressed
         ones clipped to their images, as at test.
         """
-        own = torch.cat([x.proposal_boxes.tensor for x in windows])
-        if self.bbox_pred is None or outputs.deltas is None:
+        own = torch.cat([x.proposal_boxes.tensor for x in proposals])
+        if self.bbox_pred is None or predictions.deltas is None:
             return own
-        boxes = self.bbox_pred.boxes(outputs.deltas, own)
+        boxes = self.bbox_pred.boxes(predictions.deltas, own)
         if not torch.isfinite(boxes).all():
             raise FloatingPointError("boxes: box regression gave some that are not finite")
-        limits = [own.new_tensor(x.image_size[::-1]).repeat(2).expand(len(x), 4) for x in windows]
+        limits = [own.new_tensor(x.image_size[::-1]).repeat(2).expand(len(x), 4) for x in proposals]
         boxes = boxes.clamp(min=0).minimum(torch.cat(limits)[:, None])
         return boxes[:, 0] if boxes.shape[1] == 1 else boxes
 
@@ -187,65 +179,99 @@ class WindowOutputLayers(nn.Module):
         """(C,) scores of detections to the logarithms of their weights in box voting."""
         raise NotImplementedError
 
-    def inference(
-        self, score: Callable[[list[Instances]], WindowOutputs], windows: list[Instances]
-    ) -> list[Instances]:
+    def inference(self, predictions: BoxPredictions, proposals: list[Instances]) -> list[Instances]:
         """
-        Detections of each image (see :func:`maploss.modeling.detections.detections`).
-
-        With iterations, NMS and votes are of the boxes of all iterations. Each scores again, of
-        each class, the best R / K of the boxes before: as many boxes as there are windows.
+        Detections of each image.
 
         Args:
-            score: from windows of N images to what is said of them. windows: the first.
+            predictions: of :meth:`forward`, for all proposals of the images.
+            proposals: N Instances with proposal_boxes.
         """
-        outputs = score(windows)
+        return self.detect(self.candidates(predictions, proposals))
+
+    def candidates(
+        self, predictions: BoxPredictions, proposals: list[Instances]
+    ) -> list[Instances]:
+        """Of each image, each proposal as each class; arguments as for :meth:`inference`."""
         if not self.regress_at_test:
-            outputs = outputs._replace(deltas=None)
-        counts = [len(x) for x in windows]
-        found = newest = [
-            window_candidates(scores, boxes, x.image_size, self.test_score_thresh)
+            predictions = predictions._replace(deltas=None)
+        counts = [len(x) for x in proposals]
+        return [
+            proposal_candidates(scores, boxes, x.image_size, self.test_score_thresh)
             for scores, boxes, x in zip(
-                self.detection_scores(outputs.scores).split(counts),
-                self.boxes(outputs, windows).split(counts),
-                windows,
+                self.detection_scores(predictions.scores).split(counts),
+                self.boxes(predictions, proposals).split(counts),
+                proposals,
                 strict=True,
             )
         ]
+
+    def candidates_of_classes(
+        self, predictions: BoxPredictions, proposals: list[Instances], classes: list[torch.Tensor]
+    ) -> list[Instances]:
+        """
+        As :meth:`candidates`, each proposal as one class only.
+
+        Args:
+            predictions: with deltas.
+            proposals: N Instances with proposal_boxes.
+            classes: of each image, (Ri,) int64.
+
+        Raises:
+            FloatingPointError: a score is not finite.
+        """
+        classes_of_all = torch.cat(classes)
+        rows = torch.arange(len(classes_of_all), device=classes_of_all.device)
+        scores = self.detection_scores(predictions.scores)[rows, classes_of_all]
+        check_finite_scores(scores)
+        boxes = self.boxes(predictions, proposals)
+        if boxes.dim() == 3:
+            boxes = boxes[rows, classes_of_all]
+        counts = [len(x) for x in proposals]
+        candidates = [
+            make_candidates(of_boxes, of_scores, of_classes, x.image_size)
+            for of_boxes, of_scores, of_classes, x in zip(
+                boxes.split(counts), scores.split(counts), classes, proposals, strict=True
+            )
+        ]
+        return [x[x.scores > self.test_score_thresh] for x in candidates]
+
+    def detect(self, candidates: list[Instances]) -> list[Instances]:
+        """What NMS, votes and limits make of them, see :mod:`maploss.modeling.detections`."""
         has_votes = self.test_vote_iou_thresh > 0
-        num = [math.ceil(count / self.num_classes) for count in counts]
-        for _ in range(self.test_box_iterations - 1):
-            newest = refine_boxes(score, self, newest, num)
-            newest = [x[x.scores > self.test_score_thresh] for x in newest]
-            found = [Instances.cat(pair) for pair in zip(found, newest, strict=True)]
         return [
             detections(
-                candidates,
+                x,
                 nms_iou_thresh=self.test_nms_iou_thresh,
                 detections_per_image=self.test_detections_per_image,
                 vote_iou_thresh=self.test_vote_iou_thresh,
-                log_weights=self.vote_log_weights(candidates.scores) if has_votes else None,
+                log_weights=self.vote_log_weights(x.scores) if has_votes else None,
             )
-            for candidates in found
+            for x in candidates
         ]
 
 
-class SoftmaxOutputLayers(WindowOutputLayers):
+class SoftmaxOutputLayers(BoxOutputLayers):
     """K + 1 logits, the last for background: Fast R-CNN's classifier, the paper's baseline."""
 
     @configurable
-    def __init__(self, input_shape: ShapeSpec, *, num_classes: int, **kwargs):
-        """Args: see :class:`WindowOutputLayers`."""
+    def __init__(self, input_shape: ShapeSpec, *, num_classes: int, **kwargs: Any) -> None:
+        """
+        Args:
+            input_shape: see :class:`BoxOutputLayers`.
+            num_classes: as there.
+            kwargs: as there.
+        """
         super().__init__(
             input_shape, num_classes=num_classes, num_outputs=num_classes + 1, **kwargs
         )
 
     def losses(
-        self, predictions: WindowOutputs, proposals: list[Instances], targets: list[Instances]
+        self, predictions: BoxPredictions, proposals: list[Instances], targets: list[Instances]
     ) -> dict[str, torch.Tensor]:
         """
         loss_cls, the negative log likelihood, the mean over proposals, 0 if there are none; and
-        loss_box_reg. Arguments as for :class:`WindowOutputLayers`; the targets are not used.
+        loss_box_reg. Arguments as for :class:`BoxOutputLayers`; the targets are not used.
         """
         scores = predictions.scores
         if len(scores) == 0:
@@ -257,12 +283,12 @@ class SoftmaxOutputLayers(WindowOutputLayers):
             losses["loss_box_reg"] = self.box_loss(predictions, proposals)
         return losses
 
-    def box_loss(self, outputs: WindowOutputs, windows: list[Instances]) -> torch.Tensor:
+    def box_loss(self, predictions: BoxPredictions, proposals: list[Instances]) -> torch.Tensor:
         """
-        The sum of :meth:`box_losses` by the number of all windows, background too (Girshick 2015,
+        The sum of :meth:`box_losses` by the number of all proposals, background too (Girshick 2015,
         equation 1; Detectron2), whichever loss it is; 0 if there are none.
         """
-        return self.box_losses(outputs, windows).sum() / max(len(outputs.scores), 1)
+        return self.box_losses(predictions, proposals).sum() / max(len(predictions.scores), 1)
 
     def detection_scores(self, scores: torch.Tensor) -> torch.Tensor:
         return F.softmax(scores, dim=1)[:, : self.num_classes]
@@ -270,11 +296,15 @@ class SoftmaxOutputLayers(WindowOutputLayers):
     def vote_log_weights(self, scores: torch.Tensor) -> torch.Tensor:
         return scores.log()
 
-    def window_losses(self, outputs: WindowOutputs, windows: list[Instances]) -> torch.Tensor:
-        """(R,) what each window adds to the losses: of its classification and of its box."""
-        labels = torch.cat([x.gt_classes for x in windows])
-        losses = F.cross_entropy(outputs.scores, labels, reduction="none")
-        return losses if self.bbox_pred is None else losses + self.box_losses(outputs, windows)
+    def proposal_losses(
+        self, predictions: BoxPredictions, proposals: list[Instances]
+    ) -> torch.Tensor:
+        """(R,) what each proposal adds to the losses: of its classification and of its box."""
+        labels = torch.cat([x.gt_classes for x in proposals])
+        losses = F.cross_entropy(predictions.scores, labels, reduction="none")
+        return (
+            losses if self.bbox_pred is None else losses + self.box_losses(predictions, proposals)
+        )
 
 
 def image_inds(instances: list[Instances], device: torch.device) -> torch.Tensor:

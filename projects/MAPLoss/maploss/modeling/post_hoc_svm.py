@@ -2,7 +2,7 @@
 """
 Linear SVMs on the features of a trained detector (Girshick 2015, section 5.4; R-CNN, appendix B).
 
-Shape letters: R windows of an image, G its objects, D features, K classes.
+Shape letters: R proposals of an image, G its objects, D features, K classes.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +14,7 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import nn
 from tqdm import tqdm
 
-# Those of R-CNN: the mean norm of features, liblinear's C, bias and weight of positives; windows
+# Those of R-CNN: the mean norm of features, liblinear's C, bias and weight of positives; proposals
 # below the IoU with all objects of a class are its negatives.
 _MEAN_NORM = 20.0
 _C, _BIAS_SCALE, _POSITIVE_WEIGHT = 1e-3, 10.0, 2.0
@@ -28,9 +28,9 @@ _FIRST_NEGATIVES = 2000
 @dataclass(frozen=True)
 class ImageFeatures:
     """
-    What SVMs see of an image: features (R, D) of its windows, gt_features (G, D) of the boxes of
+    What SVMs see of an image: features (R, D) of its proposals, gt_features (G, D) of the boxes of
     its objects, gt_classes (G,), and iou (R, G). Difficult objects are not among them, as
-    in R-CNN: windows over one are negatives where they overlap no other object of the class.
+    in R-CNN: proposals over one are negatives where they overlap no other object of the class.
     """
 
     features: np.ndarray
@@ -47,10 +47,10 @@ class ImageFeatures:
 @torch.no_grad()
 def extract_features(model: nn.Module, images: Iterable[dict]) -> Iterator[ImageFeatures]:
     """
-    Features of the box head, dropout off, for the windows and the objects of each image.
+    Features of the box head, dropout off, for the proposals and the objects of each image.
 
     Args:
-        model: with WindowROIHeads. images: what a mapper with is_train=True gives of each.
+        model: with BoxROIHeads. images: what a mapper with is_train=True gives of each.
     """
     model.eval()
     heads = model.roi_heads
@@ -61,7 +61,7 @@ def extract_features(model: nn.Module, images: Iterable[dict]) -> Iterator[Image
         both = Instances(inputs["proposals"].image_size)
         both.proposal_boxes = Boxes.cat([boxes, objects.gt_boxes])
         image = model.preprocess_image([inputs])
-        found = heads.window_features(model.backbone(image.tensor), [both]).float()
+        found = heads.proposal_features(model.backbone(image.tensor), [both]).float()
         found = found.flatten(1).cpu().numpy()
         iou = pairwise_iou(boxes, objects.gt_boxes).cpu().numpy()
         classes = objects.gt_classes.cpu().numpy()
@@ -72,19 +72,19 @@ def train_svms(
     images: Callable[[], Iterable[ImageFeatures]], num_classes: int, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    One SVM for each class: objects against windows that overlap none of them by .3, with one pass
+    One SVM for each class: objects against proposals that overlap none of them by .3, with one pass
     of hard negative mining over all images.
 
     Args:
         images: gives all images anew at each call; called twice. num_classes: K. seed: of the
-            windows that begin as negatives.
+            proposals that begin as negatives.
 
     Returns:
         (K, D) weights and (K,) biases for features as they come. A class without an object, or
         without a negative, gets weights of 0 and a bias of -1.
 
     Raises:
-        ValueError: there are no windows.
+        ValueError: there are no proposals.
     """
     rng = np.random.default_rng(seed)
     caches, norms = _collect(images(), num_classes, rng)
@@ -137,11 +137,11 @@ class _ClassSVM:
         self.num_new = 0
         self.fit()
 
-    def mine(self, windows: np.ndarray) -> None:
+    def mine(self, proposals: np.ndarray) -> None:
         """Takes the hard ones of these negatives; learns anew after many."""
         if not len(self.positives):
             return
-        hard = windows[windows @ self.weight + self.bias > _HARD]
+        hard = proposals[proposals @ self.weight + self.bias > _HARD]
         self.negatives.append(hard * self.scale)
         self.num_new += len(hard)
         if self.num_new >= _RETRAIN_AFTER:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows for images that come without: selective search inside the model, at test."""
+"""Proposals for images that come without: selective search inside the model, at test."""
 
 import cv2
 import numpy as np
@@ -21,7 +21,7 @@ class SelectiveSearchProposals(nn.Module):
     MODEL.PROPOSAL_GENERATOR.NAME "SelectiveSearchProposals": selective search in fast mode on the
     image that the backbone sees, so that an exported model needs nothing but images.
 
-    The windows are not those of a file made by tools/proposals.py from images of another size.
+    The proposals are not those of a file made by tools/proposals.py from images of another size.
     """
 
     @configurable
@@ -31,12 +31,12 @@ class SelectiveSearchProposals(nn.Module):
         pixel_mean: list[float],
         pixel_std: list[float],
         image_format: str,
-        max_windows: int,
+        max_proposals: int,
     ):
         """
         Args:
             pixel_mean, pixel_std: that the model's input was normalised with. image_format: "BGR"
-                or "RGB". max_windows: at most so many of an image, the best.
+                or "RGB". max_proposals: at most so many of an image, the best.
 
         Raises:
             ValueError: another format.
@@ -47,7 +47,7 @@ class SelectiveSearchProposals(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self.image_format = image_format
-        self.max_windows = max_windows
+        self.max_proposals = max_proposals
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict) -> dict:
@@ -55,17 +55,17 @@ class SelectiveSearchProposals(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "image_format": cfg.INPUT.FORMAT,
-            "max_windows": cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST,
+            "max_proposals": cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST,
         }
 
     def forward(
         self, images: ImageList, features: dict, gt_instances: list[Instances] | None = None
     ) -> tuple[list[Instances], dict]:
         """
-        Windows of each image as Instances with proposal_boxes and objectness_logits, and no losses.
+        Of each image Instances with proposal_boxes and objectness_logits, and no losses.
 
         Raises:
-            RuntimeError: in training, which takes windows from files.
+            RuntimeError: in training, which takes proposals from files.
         """
         if self.training:
             raise RuntimeError(
@@ -76,17 +76,17 @@ class SelectiveSearchProposals(nn.Module):
         for image in images:
             pixels = (image * self.pixel_std + self.pixel_mean).round().clamp(0, 255)
             pixels = pixels.byte().permute(1, 2, 0).cpu().numpy()
-            boxes = self._windows(pixels if self.image_format == "BGR" else pixels[:, :, ::-1])
-            windows = Instances(tuple(image.shape[1:]))
-            windows.proposal_boxes = Boxes(torch.from_numpy(boxes).to(image.device))
-            windows.objectness_logits = -torch.arange(len(boxes), device=image.device).float()
-            found.append(windows)
+            boxes = self._proposals(pixels if self.image_format == "BGR" else pixels[:, :, ::-1])
+            proposals = Instances(tuple(image.shape[1:]))
+            proposals.proposal_boxes = Boxes(torch.from_numpy(boxes).to(image.device))
+            proposals.objectness_logits = -torch.arange(len(boxes), device=image.device).float()
+            found.append(proposals)
         return found, {}
 
-    def _windows(self, image: np.ndarray) -> np.ndarray:
+    def _proposals(self, image: np.ndarray) -> np.ndarray:
         height, width = image.shape[:2]
         scale = min(1.0, _LONGER_SIDE / max(height, width))
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         boxes = selective_search(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
         factors = np.array([width / size[0], height / size[1]] * 2, dtype=np.float32)
-        return boxes[: self.max_windows] * factors
+        return boxes[: self.max_proposals] * factors

@@ -6,8 +6,11 @@ it is, but that it leaves out what the evaluation ignores.
 Shapes: N images, R anchors of an image on all levels, K classes, P anchors over objects.
 """
 
+from typing import Any
+
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, RetinaNet
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.proposal_generator import RPN
@@ -26,13 +29,17 @@ class IgnoringRPN(RPN):
     """
 
     @configurable
-    def __init__(self, *, train_on_difficult: bool = False, **kwargs):
-        """Args: train_on_difficult: difficult objects are as others. kwargs: as RPN."""
+    def __init__(self, *, train_on_difficult: bool = False, **kwargs: Any) -> None:
+        """
+        Args:
+            train_on_difficult: difficult objects are as others.
+            kwargs: as RPN.
+        """
         super().__init__(**kwargs)
         self.train_on_difficult = train_on_difficult
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape) -> dict:
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         ret = super().from_config(cfg, input_shape)
         ret["train_on_difficult"] = cfg.MODEL.ROI_HEADS.TRAIN_ON_DIFFICULT
         return ret
@@ -66,14 +73,18 @@ class RankingRPN(IgnoringRPN):
     """
 
     @configurable
-    def __init__(self, *, ranking_loss: RankingLoss, **kwargs):
-        """Args: ranking_loss: of one class. kwargs: as RPN."""
+    def __init__(self, *, ranking_loss: RankingLoss, **kwargs: Any) -> None:
+        """
+        Args:
+            ranking_loss: of one class.
+            kwargs: as RPN.
+        """
         super().__init__(**kwargs)
         self.ranking_loss = ranking_loss
         ranking_loss.set_prior(self.rpn_head.objectness_logits)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape) -> dict:
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         ret = super().from_config(cfg, input_shape)
         weight = cfg.MODEL.RPN.BBOX_REG_LOSS_WEIGHT
         ret["ranking_loss"] = ranking_loss_from_config(cfg, "RPN", weight)
@@ -83,7 +94,12 @@ class RankingRPN(IgnoringRPN):
         return self._without_ignored(label)
 
     def losses(
-        self, anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes
+        self,
+        anchors: list[Boxes],
+        pred_objectness_logits: list[torch.Tensor],
+        gt_labels: list[torch.Tensor],
+        pred_anchor_deltas: list[torch.Tensor],
+        gt_boxes: list[torch.Tensor],
     ) -> dict[str, torch.Tensor]:
         """As RPN; the keys are those of the ranking loss with "rpn_" after "loss_"."""
         labels = torch.stack(gt_labels)
@@ -106,10 +122,14 @@ class RankingRetinaNet(FeatureInputs, RetinaNet):
     """Detectron2's RetinaNet trained by MODEL.RANKING_LOSS."""
 
     @configurable
-    def __init__(self, *, ranking_loss: RankingLoss, train_on_difficult: bool = False, **kwargs):
+    def __init__(
+        self, *, ranking_loss: RankingLoss, train_on_difficult: bool = False, **kwargs: Any
+    ) -> None:
         """
-        Args: ranking_loss: the loss. train_on_difficult: difficult objects are as others. kwargs:
-            as RetinaNet.
+        Args:
+            ranking_loss: the loss.
+            train_on_difficult: difficult objects are as others.
+            kwargs: as RetinaNet.
         """
         super().__init__(**kwargs)
         self.ranking_loss = ranking_loss
@@ -136,7 +156,12 @@ class RankingRetinaNet(FeatureInputs, RetinaNet):
         return labels, gt_boxes
 
     def losses(
-        self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes
+        self,
+        anchors: list[Boxes],
+        pred_logits: list[torch.Tensor],
+        gt_labels: list[torch.Tensor],
+        pred_anchor_deltas: list[torch.Tensor],
+        gt_boxes: list[torch.Tensor],
     ) -> dict[str, torch.Tensor]:
         """As RetinaNet; the keys are those of the ranking loss."""
         labels = torch.stack(gt_labels)

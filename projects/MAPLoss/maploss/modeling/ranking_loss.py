@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The loss of all windows x classes of a detector, most in one ranking: which loss, and its boxes.
+The loss of all proposals x classes of a detector, most in one ranking: which loss, and its boxes.
 
-Shapes: R windows or anchors of all images, K classes, P windows over objects.
+Shapes: R proposals or anchors of all images, K classes, P proposals over objects.
 """
 
 import math
@@ -81,9 +81,9 @@ class RankingLoss(nn.Module):
             temperature: of smooth_ap, in units of score.
             epsilon: of direct_ap, in units of score.
             iou_threshs: of ap and smooth_ap, overlaps as :class:`maploss.layers.MAPLossSettings`
-                has them: the loss is the mean over them, a window over an object being positive
+                has them: the loss is the mean over them, a proposal over an object being positive
                 where the IoU of its box with the object exceeds the overlap, else negative. None:
-                each window over an object is positive, whatever its box.
+                each proposal over an object is positive, whatever its box.
             parameterized_ap: with its settings; None for identity functions.
             box_weight: of the boxes' part or, where there is none, of the gradient by the boxes,
                 above 0.
@@ -128,8 +128,8 @@ class RankingLoss(nn.Module):
         Args:
             scores: (R, K) logits.
             classes: (R,) int64, K for background, -1 for what is ignored.
-            boxes: (P, 4) XYXY of the windows over objects, in their order, as box regression makes
-                them.
+            boxes: (P, 4) XYXY of the proposals over objects, in their order, as box regression
+                makes them.
             gt_boxes: (P, 4) XYXY of their objects.
 
         Returns:
@@ -144,14 +144,15 @@ class RankingLoss(nn.Module):
                 f"boxes: {int((~is_finite).sum())} of {len(boxes)} over objects are not finite"
             )
         scores = at_least_float32(scores)
-        is_positive = (classes >= 0) & (classes < scores.shape[1])
-        labels = torch.full_like(scores, NEGATIVE, dtype=torch.int64)
-        labels[is_positive, classes[is_positive]] = POSITIVE
-        labels[classes < 0] = IGNORED
+        labels = _labels(scores, classes)
         boxes, gt_boxes = boxes.to(scores.dtype), gt_boxes.to(scores.dtype)
         localization_error = giou_loss(boxes, gt_boxes)  # 1 - GIoU, (P,)
         if self.name in ("parameterized_ap", "alrp"):
-            return {f"loss_{self.name}": self._joint_loss(scores, labels, localization_error)}
+            quality = scale_gradient((1 - localization_error / 2).clamp(0, 1), self.box_weight)
+            flat = scores.flatten(), labels.flatten(), quality
+            if self.name == "alrp":
+                return {"loss_alrp": alrp_loss(*flat, delta=self.delta)}
+            return {"loss_parameterized_ap": self.parameterized_ap(*flat)}
         overlaps = paired_iou(boxes.detach(), gt_boxes)
         if self.name in ("rank_sort", "bucketed_rank_sort"):
             loss = self._sorting_loss(scores, labels, overlaps)
@@ -160,18 +161,12 @@ class RankingLoss(nn.Module):
             value = box_loss.detach()
             box_loss = box_loss * torch.where(value > 0, loss.detach() / value, 0.0)
         else:
-            of_scores = self._focal_loss if self.name in FOCAL_LOSSES else self._score_loss
-            loss = of_scores(scores, labels, overlaps)
+            if self.name in FOCAL_LOSSES:
+                loss = self._focal_loss(scores, labels, overlaps)
+            else:
+                loss = self._score_loss(scores, labels, overlaps)
             box_loss = localization_error.sum() / max(len(boxes), 1)
         return {f"loss_{self.name}": loss, "loss_box_giou": self.box_weight * box_loss}
-
-    def _joint_loss(
-        self, scores: torch.Tensor, labels: torch.Tensor, localization_error: torch.Tensor
-    ) -> torch.Tensor:
-        quality = scale_gradient((1 - localization_error / 2).clamp(0, 1), self.box_weight)
-        if self.name == "alrp":
-            return alrp_loss(scores.flatten(), labels.flatten(), quality, delta=self.delta)
-        return self.parameterized_ap(scores.flatten(), labels.flatten(), quality)
 
     def _sorting_loss(
         self, scores: torch.Tensor, labels: torch.Tensor, quality: torch.Tensor
@@ -207,9 +202,19 @@ class RankingLoss(nn.Module):
         present = (labels == POSITIVE).any(dim=0).nonzero().squeeze(1).tolist()
         if not present:
             return (scores * 0.0).sum()
-        return sum(
-            direct_ap_loss(scores[:, c], labels[:, c], epsilon=self.epsilon) for c in present
-        ) / len(present)
+        total = scores.new_zeros(())
+        for c in present:
+            total = total + direct_ap_loss(scores[:, c], labels[:, c], epsilon=self.epsilon)
+        return total / len(present)
+
+
+def _labels(scores: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """(R, K) int64, of each score as the losses take them."""
+    is_positive = (classes >= 0) & (classes < scores.shape[1])
+    labels = torch.full_like(scores, NEGATIVE, dtype=torch.int64)
+    labels[is_positive, classes[is_positive]] = POSITIVE
+    labels[classes < 0] = IGNORED
+    return labels
 
 
 def _check_overlaps(name: str, iou_threshs: Sequence[float] | str | None) -> tuple | None:

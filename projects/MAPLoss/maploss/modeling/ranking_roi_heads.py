@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A box head whose windows x classes are ranked together.
+A box head whose proposals x classes are ranked together.
 
-Shapes: N images, R windows of all images, K classes, P windows over objects.
+Shapes: N images, R proposals of all images, K classes, P proposals over objects.
 """
+
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -11,12 +13,12 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.structures import Instances
 
-from .output_layers import WindowOutputLayers, WindowOutputs
+from .output_layers import BoxOutputLayers, BoxPredictions
 from .ranking_loss import RankingLoss, ranking_loss_from_config
-from .roi_heads import WindowROIHeads
+from .roi_heads import BoxROIHeads
 
 
-class RankingOutputLayers(WindowOutputLayers):
+class RankingOutputLayers(BoxOutputLayers):
     """
     K logits, trained by MODEL.RANKING_LOSS; a detection's score is the sigmoid of its logit.
 
@@ -25,9 +27,15 @@ class RankingOutputLayers(WindowOutputLayers):
 
     @configurable
     def __init__(
-        self, input_shape: ShapeSpec, *, num_classes: int, ranking_loss: RankingLoss, **kwargs
-    ):
-        """Args: ranking_loss: the loss. Others: see :class:`WindowOutputLayers`."""
+        self, input_shape: ShapeSpec, *, num_classes: int, ranking_loss: RankingLoss, **kwargs: Any
+    ) -> None:
+        """
+        Args:
+            input_shape: see :class:`BoxOutputLayers`.
+            num_classes: as there.
+            ranking_loss: the loss.
+            kwargs: as there.
+        """
         super().__init__(input_shape, num_classes=num_classes, num_outputs=num_classes, **kwargs)
         self.ranking_loss = ranking_loss
         ranking_loss.set_prior(self.cls_score)
@@ -41,7 +49,7 @@ class RankingOutputLayers(WindowOutputLayers):
         return ret
 
     def losses(
-        self, predictions: WindowOutputs, proposals: list[Instances], targets: list[Instances]
+        self, predictions: BoxPredictions, proposals: list[Instances], targets: list[Instances]
     ) -> dict[str, torch.Tensor]:
         """The losses of :class:`maploss.modeling.ranking_loss.RankingLoss`, for all proposals."""
         classes = torch.cat([x.gt_classes for x in proposals])
@@ -66,11 +74,11 @@ class RankingOutputLayers(WindowOutputLayers):
 
 
 @ROI_HEADS_REGISTRY.register()
-class RankingROIHeads(WindowROIHeads):
+class RankingROIHeads(BoxROIHeads):
     """
-    Windows trained by MODEL.RANKING_LOSS, those of all images and all classes together.
+    Proposals trained by MODEL.RANKING_LOSS, those of all images and all classes together.
 
-    MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE <= 0 takes all windows, as the papers do.
+    MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE <= 0 takes all proposals, as the papers do.
     """
 
     predictor_class = RankingOutputLayers
