@@ -3,7 +3,6 @@
 
 import hashlib
 import io
-import os
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 
 from .modeling.box_regressor import box_regressor_of
 from .modeling.map_loss_config import ap_type_from_config
+from .utils.atomic_files import new_file
 
 
 def export_model(cfg: CfgNode, model: nn.Module, folder: Path, name: str = "model") -> Path:
@@ -56,10 +56,8 @@ def export_model(cfg: CfgNode, model: nn.Module, folder: Path, name: str = "mode
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:8]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}_{digest}.pth"
-    # Aside and renamed: a file of this name is whole.
-    aside = path.with_suffix(".part")
-    aside.write_bytes(buffer.getvalue())
-    os.replace(aside, path)
+    with new_file(str(path)) as temporary:
+        Path(temporary).write_bytes(buffer.getvalue())
     cfg.MODEL.WEIGHTS = str(path.resolve())
     cfg.OUTPUT_DIR = str(folder)
     path.with_suffix(".yaml").write_text(cfg.dump())
