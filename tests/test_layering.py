@@ -101,3 +101,11 @@ def test_a_file_is_shorter_than_400_lines(path):
 
 def test_train_net_is_at_most_120_lines():
     assert len((REPOSITORY / "train_net.py").read_text().splitlines()) <= 120
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_library_code_raises_and_does_not_end_the_process(path):
+    tree = ast.parse(path.read_text())
+    names = {x.id for x in ast.walk(tree) if isinstance(x, ast.Name)}
+    attributes = {x.attr for x in ast.walk(tree) if isinstance(x, ast.Attribute)}
+    assert not (names | attributes) & {"exit", "_exit", "quit", "SystemExit"}
