@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -26,7 +27,10 @@ def load_config(config_file: str, overrides: Sequence[str]) -> CfgNode:
     """
     Detectron2's and this project's defaults, the file (none for ""), then the overrides.
 
+    OUTPUT_DIR is :func:`default_output_dir` of the file where neither names one.
+
     Args:
+        config_file: path of a yaml.
         overrides: KEY VALUE KEY VALUE .., as on the command line.
 
     Raises:
@@ -34,6 +38,7 @@ def load_config(config_file: str, overrides: Sequence[str]) -> CfgNode:
     """
     cfg = get_cfg()
     add_maploss_config(cfg)
+    cfg.OUTPUT_DIR = ""  # to see whether anybody names one
     given = config_file
     try:
         if config_file:
@@ -47,7 +52,24 @@ def load_config(config_file: str, overrides: Sequence[str]) -> CfgNode:
     except Exception as error:  # fvcore and yacs assert; a file that is no config can raise all
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"Config: {reason} (in {given})") from error
+    cfg.OUTPUT_DIR = cfg.OUTPUT_DIR or default_output_dir(config_file)
     return cfg
+
+
+def default_output_dir(config_file: str) -> str:
+    """
+    The folder of a run's results, from the path of its config.
+
+    configs/OHEM/L_ohem.yaml gives output/OHEM/L_ohem. A file that is in no folder "configs" gives
+    output/ and its name; none ("") gives output.
+    """
+    if not config_file:
+        return "output"
+    parts = Path(config_file).with_suffix("").parts
+    if "configs" in parts[:-1]:
+        last = max(i for i, part in enumerate(parts[:-1]) if part == "configs")
+        return os.path.join("output", *parts[last + 1 :])
+    return os.path.join("output", parts[-1])
 
 
 def prepare_config(cfg: CfgNode, *, eval_only: bool) -> None:
@@ -68,6 +90,7 @@ def prepare_config(cfg: CfgNode, *, eval_only: bool) -> None:
             DATALOADER.FEATURE_CACHE; a backbone of timm that is not there.
         OSError: a file of a data set, or an image, that does not exist.
     """
+    logger.info(f"OUTPUT_DIR is {cfg.OUTPUT_DIR!r}")
     register_declared_datasets(cfg.DATASETS.DECLARED)
     check_cache_config(cfg, eval_only=eval_only)
     if cfg.MODEL.BACKBONE.NAME.startswith("build_timm_"):
