@@ -80,7 +80,7 @@ def evaluate(args: argparse.Namespace) -> dict:
     with one_line_errors():
         cfg = setup(args)
         model = Trainer.build_model(cfg)
-        options = {"resume": args.resume, "allow_pickle": cfg.ALLOW_PICKLE}
+        options = {"resume": args.resume, "allow_pickle": cfg.PICKLE_ON}
         load_for_evaluation(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, **options)
         use_feature_cache(cfg, model, eval_only=True)
     try:

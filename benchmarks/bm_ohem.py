@@ -32,7 +32,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "OHEM"
 METHODS = {
     "plain": ["MODEL.ROI_HEADS.NAME", "SoftmaxROIHeads"],
     "OHEM": ["MODEL.ROI_HEADS.NAME", "OHEMROIHeads"],
-    "one pass": ["MODEL.ROI_HEADS.NAME", "OHEMROIHeads", "MODEL.OHEM.ONE_PASS", "True"],
+    "one pass": ["MODEL.ROI_HEADS.NAME", "OHEMROIHeads", "MODEL.OHEM.ONE_PASS_ON", "True"],
 }
 # The paper's times and memory, as ratios to plain; VGG16's are of two passes of one image, here it
 # is one of both. Of one pass it says "> 2x faster" and "similar".

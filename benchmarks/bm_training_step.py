@@ -50,8 +50,8 @@ def _methods_with_boxes(name: str, is_class_agnostic: bool) -> dict[str, Method]
     overrides += ["MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT", "1.0"]
     overrides += ["MODEL.ROI_HEADS.POSITIVE_FRACTION", "0.25"]
     giou = ["MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "giou"]
-    of_map = ["MODEL.MAP_LOSS.BOX_REG", "regressed", "MODEL.MAP_LOSS.IOU_THRESHS", "coco"]
-    of_map += ["MODEL.MAP_LOSS.BOX_GRADIENT", "error_driven"]
+    of_map = ["MODEL.MAP_LOSS.BOX_REG.BOXES", "regressed", "MODEL.MAP_LOSS.IOU_THRESHS", "coco"]
+    of_map += ["MODEL.MAP_LOSS.BOX_REG.GRADIENT", "error_driven"]
     unit = f"softmax, {name}"
     return {
         unit: Method("softmax", overrides + giou, unit, 1.0),

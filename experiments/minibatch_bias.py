@@ -2,7 +2,7 @@
 """
 How far the mAP of a minibatch is from that of all training images, with and without a memory.
 
-    python -m experiments.minibatch_bias --config-file output/shapes/map/config.yaml \
+    python -m experiments.minibatch_bias --config-file output/Shapes-Detection/map/config.yaml \
         [--minibatches 150] [--images 200] [KEY VALUE ...]
 
 The detector is trained and stays as it is: any box head on windows of a file, with its last

@@ -118,7 +118,7 @@ def build(cfg: CfgNode) -> nn.Module:
     """The model with its pretrained backbone."""
     torch.manual_seed(cfg.SEED)
     model = build_model(cfg)
-    checkpointer = SafeCheckpointer(model, allow_pickle=cfg.ALLOW_PICKLE)
+    checkpointer = SafeCheckpointer(model, allow_pickle=cfg.PICKLE_ON)
     with loading(checkpointer, cfg.MODEL.WEIGHTS, resume=False):
         checkpointer.load(cfg.MODEL.WEIGHTS)
     return model

@@ -13,7 +13,7 @@ from tests.tiny import REPOSITORY, arguments
 
 ALL_OF_THE_LOSS = {
     "MODEL__MAP_LOSS__IOU_THRESHS": "coco",
-    "MODEL__MAP_LOSS__BOX_REG": "regressed",
+    "MODEL__MAP_LOSS__BOX_REG__BOXES": "regressed",
     "MODEL__MAP_LOSS__POOLED": 0.5,
     "MODEL__MAP_LOSS__MEMORY": 2,
     "MODEL__ROI_BOX_HEAD__BBOX_REG_LOSS_WEIGHT": 1.0,
@@ -52,7 +52,7 @@ def written(folder, config, **keys):
                 "data/skipped_images",
             },
         ),
-        ("map", ALL_OF_THE_LOSS | {"MODEL__MAP_LOSS__BOX_GRADIENT": "none"}, {"loss_box_reg"}),
+        ("map", ALL_OF_THE_LOSS | {"MODEL__MAP_LOSS__BOX_REG__GRADIENT": "none"}, {"loss_box_reg"}),
         ("softmax_box_reg", {"SOLVER__MAX_ITER": 4}, {"loss_cls", "time"}),
         ("parameterized_ap", {"MODEL__RANKING_LOSS__NAME": "ap"}, {"loss_ap", "loss_box_giou"}),
         ("faster_rcnn", {}, {"loss_rpn_loc", "rpn/num_neg_anchors"}),

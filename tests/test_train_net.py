@@ -91,7 +91,7 @@ def test_box_regression_is_learned_with_either_loss_and_stage_by_stage(run, tmp_
         ("windows", "none", "loss_box_reg"),
         ("regressed", "none", "loss_box_reg"),
     ):
-        keys = ["MODEL.MAP_LOSS.BOX_REG", boxes, "MODEL.MAP_LOSS.BOX_GRADIENT", gradient]
+        keys = ["MODEL.MAP_LOSS.BOX_REG.BOXES", boxes, "MODEL.MAP_LOSS.BOX_REG.GRADIENT", gradient]
         run("map", opts=[*short, *regression, *keys])
         assert read_metrics(tmp_path)[loss] > 0
     run("softmax", opts=short)

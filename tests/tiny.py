@@ -24,7 +24,7 @@ NUM_IMAGES = 8
 SMALLER = {
     "MODEL.DEVICE": "cpu",
     "MODEL.ROI_BOX_HEAD.FC_DIM": 8,
-    "MODEL.ROI_BOX_HEAD.FC_DIMS": [16, 8],  # fc6 of VGG16 has 100 million weights
+    "MODEL.ROI_BOX_HEAD.FULLY_CONNECTED.DIMS": [16, 8],  # fc6 of VGG16 has 100 million weights
     "MODEL.RESNETS.DEPTH": 18,
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
     "MODEL.FPN.OUT_CHANNELS": 8,

@@ -59,7 +59,7 @@ def main() -> None:
             weights,
             cfg.OUTPUT_DIR,
             resume=False,
-            allow_pickle=cfg.ALLOW_PICKLE,
+            allow_pickle=cfg.PICKLE_ON,
         )
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

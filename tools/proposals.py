@@ -8,7 +8,7 @@ Makes, imports and checks the windows (object proposals) of a data set.
 
 make: selective search (fast, quality), or dense windows over scale, position and aspect ratio. Uses
 all cores; stopped or killed, the same command goes on. import: a .mat released with Fast R-CNN, an
-.npz of more images, or, with ALLOW_PICKLE True at the end, a .pkl of Detectron2. check: coverage,
+.npz of more images, or, with PICKLE_ON True at the end, a .pkl of Detectron2. check: coverage,
 windows per image, recall, bad boxes; exit status 1 where something is wrong. A data set of your own
 is declared with --config-file CONFIG.yaml or at the end: DATASETS.DECLARED "[{...}]", as in the
 README.
@@ -76,7 +76,7 @@ def main() -> int:
     setup_logger(name="maploss")
     try:
         if not args.file.endswith(".npz"):
-            convert = f"import {args.dataset} NEW.npz {args.file} ALLOW_PICKLE True"
+            convert = f"import {args.dataset} NEW.npz {args.file} PICKLE_ON True"
             hint = f"; tools/proposals.py {convert} converts it" * args.file.endswith(".pkl")
             raise ValueError(f"{args.file}: expected a name that ends in .npz{hint}")
         cfg = load_config(args.config_file, overrides)
@@ -87,7 +87,7 @@ def main() -> int:
             make_proposals(records, args.file, args.method, args.max_windows)
         if args.command == "import":
             ids = [x["image_id"] for x in records]
-            import_proposals(args.archive, args.file, ids, allow_pickle=cfg.ALLOW_PICKLE)
+            import_proposals(args.archive, args.file, ids, allow_pickle=cfg.PICKLE_ON)
         report = check_proposals(records, args.file)
     except (OSError, ValueError, KeyError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -55,7 +55,7 @@ def main() -> None:
     cfg.MODEL.ROI_HEADS.NAME = "MAPROIHeads"
     cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT = False  # of no use at test, and refused by these heads
     has_regression = "roi_heads.box_predictor.bbox_pred.weight" in state
-    cfg.MODEL.MAP_LOSS.BOX_REG = "windows" if has_regression else "none"
+    cfg.MODEL.MAP_LOSS.BOX_REG.BOXES = "windows" if has_regression else "none"
     cfg.MODEL.WEIGHTS = str((args.output / "model.pth").resolve())
     cfg.OUTPUT_DIR = str(args.output)
     (args.output / "config.yaml").write_text(cfg.dump())

@@ -148,7 +148,7 @@ def test_pickles_of_the_first_detectron_and_in_xywh_are_sorted_by_their_scores(t
 def test_pickles_are_read_only_where_they_are_allowed(tmp_path, protocol):
     path, out_path = tmp_path / "p.pkl", str(tmp_path / "out.npz")
     path.write_bytes(pickle.dumps(make_content(), protocol=protocol))
-    with pytest.raises(ValueError, match=r"p\.pkl: a pickle is read only with ALLOW_PICKLE True"):
+    with pytest.raises(ValueError, match=r"p\.pkl: a pickle is read only with PICKLE_ON True"):
         import_proposals(str(path), out_path, ["a"])
     import_proposals(str(path), out_path, ["a"], allow_pickle=True)
     assert read_proposals(out_path)["boxes"][0].tolist() == [[1, 1, 5, 5]]

@@ -44,7 +44,7 @@ def write_pickle(path, *boxes):
 
 def test_a_given_pickle_is_converted_once_and_again_when_it_changes(tmp_path, registered):
     path = write_pickle(tmp_path / "p.pkl", [[1, 1, 5, 5]], [[2, 2, 5, 5]])
-    with pytest.raises(ValueError, match=r"p\.pkl: .*ALLOW_PICKLE True"):
+    with pytest.raises(ValueError, match=r"p\.pkl: .*PICKLE_ON True"):
         proposal_files_for([registered], [path])
     first = proposal_files_for([registered], [path], allow_pickle=True)
     assert first == proposal_files_for([registered], [path], allow_pickle=True)

@@ -91,7 +91,7 @@ def test_an_array_of_objects_runs_no_code(tmp_path):
 
 def test_detectron2s_pickles_are_told_how_to_convert(tmp_path):
     (tmp_path / "p.pkl").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"p\.pkl: .*ALLOW_PICKLE True.*tools/proposals.py import"):
+    with pytest.raises(ValueError, match=r"p\.pkl: .*PICKLE_ON True.*tools/proposals.py import"):
         load_and_check(make_records("a"), str(tmp_path / "p.pkl"))
 
 

@@ -69,8 +69,8 @@ def test_imported_windows_are_checked_too(run, tmp_path):
         (("make", "cells", "w.npz", "--max-windows", "-1"), "0 or more, got -1"),
         (("make", "cells", "w.npz", "MODEL.NONE", "1"), "Non-existent key"),
         (("make", "cells", "w.txt"), "w.txt: expected a name that ends in .npz\n"),
-        (("make", "cells", "w.pkl"), "import cells NEW.npz w.pkl ALLOW_PICKLE True converts it"),
-        (("check", "cells", "w.pkl"), "import cells NEW.npz w.pkl ALLOW_PICKLE True converts it"),
+        (("make", "cells", "w.pkl"), "import cells NEW.npz w.pkl PICKLE_ON True converts it"),
+        (("check", "cells", "w.pkl"), "import cells NEW.npz w.pkl PICKLE_ON True converts it"),
     ],
 )
 def test_an_error_is_one_line(run, args, message):

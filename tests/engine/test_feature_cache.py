@@ -38,7 +38,7 @@ def run(tiny_data):
     """A run on the tiny data; without further words one with the cache in features/."""
 
     def _run(*args, config="map", cache="features", **keys):
-        keys = {"DATALOADER__FEATURE_CACHE": tiny_data / cache if cache else "''", **keys}
+        keys = {"DATALOADER__FEATURE_CACHE__FOLDER": tiny_data / cache if cache else "''", **keys}
         return call(arguments(tiny_data, "output", *args, config=config, **keys))
 
     return _run
@@ -199,11 +199,11 @@ def test_the_cache_says_what_it_was_made_of(run, tiny_data):
         (HEADS | {"INPUT__RANDOM_FLIP": "vertical"}, "INPUT.RANDOM_FLIP: expected 'none' or 'hor"),
         (HEADS | {"INPUT__MIN_SIZE_TRAIN_SAMPLING": "range"}, "TRAIN_SAMPLING: expected 'choice'"),
         (HEADS | {"DATALOADER__UNREADABLE_IMAGES": "skip"}, "UNREADABLE_IMAGES: expected 'stop'"),
-        (HEADS | {"TEST__PYRAMID_SIZES": [32]}, r"TEST.PYRAMID_SIZES: expected \[\]"),
+        (HEADS | {"TEST__PYRAMID__SIZES": [32]}, r"TEST.PYRAMID.SIZES: expected \[\]"),
         (HEADS | {"VIS_PERIOD": 5}, "VIS_PERIOD: expected 0 with DATALOADER.FEATURE_CACHE, got 5"),
         (
-            HEADS | {"DATALOADER__FEATURE_CACHE_LIMIT": 1e-5},
-            r"FEATURE_CACHE_LIMIT = 1e-05 GiB, got 3\.43e-05 GiB",
+            HEADS | {"DATALOADER__FEATURE_CACHE__MAX_GIB": 1e-5},
+            r"FEATURE_CACHE.MAX_GIB = 1e-05 GiB, got 3\.43e-05 GiB",
         ),
     ],
 )
@@ -258,7 +258,7 @@ def stop_at_image(folder, number):
         return compute(model, image)
 
     feature_cache.compute_features = wait
-    cache = {"DATALOADER__FEATURE_CACHE": folder / "features"}
+    cache = {"DATALOADER__FEATURE_CACHE__FOLDER": folder / "features"}
     call(arguments(folder, "killed", config="map", **HEADS, **cache))
 
 
@@ -288,7 +288,7 @@ def losses_of_this_rank(folder):
 
     if torch.distributed.get_rank() == 0:
         train_net.Trainer.after_step = watch
-    cache = {"DATALOADER__FEATURE_CACHE": folder / "features"}
+    cache = {"DATALOADER__FEATURE_CACHE__FOLDER": folder / "features"}
     call(arguments(folder, "ranks", config="softmax", **HEADS, **cache, SOLVER__MAX_ITER=2))
     return len(calls), seen
 

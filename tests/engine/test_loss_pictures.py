@@ -72,14 +72,14 @@ def test_without_a_period_or_the_loss_there_are_no_such_pictures(train, config, 
 @pytest.mark.parametrize(
     ("keys", "panels"),
     [
-        ({"BOX_REG": "none"}, 1),
-        ({"BOX_REG": "regressed", "BOX_GRADIENT": "none"}, 1),
-        ({"BOX_REG": "regressed"}, 2),
-        ({"BOX_REG": "windows"}, 2),
+        ({"BOXES": "none"}, 1),
+        ({"BOXES": "regressed", "GRADIENT": "none"}, 1),
+        ({"BOXES": "regressed"}, 2),
+        ({"BOXES": "windows"}, 2),
     ],
 )
 def test_the_gradient_by_boxes_is_shown_where_boxes_learn_from_the_map(train, keys, panels):
-    keys = {f"MODEL__MAP_LOSS__{key}": value for key, value in keys.items()}
+    keys = {f"MODEL__MAP_LOSS__BOX_REG__{key}": value for key, value in keys.items()}
     events = train(
         "map",
         MODEL__MAP_LOSS__VIS_PERIOD=1,

@@ -25,7 +25,7 @@ UPDATES = {
     "SOLVER.WARMUP_ITERS": 0,
 }
 REGRESSED = {
-    "MODEL.MAP_LOSS.BOX_REG": "regressed",
+    "MODEL.MAP_LOSS.BOX_REG.BOXES": "regressed",
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": 10.0,  # boxes move by far more than rounding
 }
 METHODS = {
@@ -33,12 +33,12 @@ METHODS = {
     "regressed boxes": REGRESSED,
     "boxes by steps, pooled": REGRESSED
     | {
-        "MODEL.MAP_LOSS.BOX_GRADIENT": "mee",
+        "MODEL.MAP_LOSS.BOX_REG.GRADIENT": "mee",
         "MODEL.MAP_LOSS.IOU_THRESHS": "coco",
         "MODEL.MAP_LOSS.POOLED": 0.5,
         "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True,
     },
-    "boxes of windows over objects": REGRESSED | {"MODEL.MAP_LOSS.BOX_GRADIENT": "none"},
+    "boxes of windows over objects": REGRESSED | {"MODEL.MAP_LOSS.BOX_REG.GRADIENT": "none"},
     "steps": {"MODEL.MAP_LOSS.GRADIENT": "mee", "MODEL.MAP_LOSS.TRANSITIVITY": "exact"},
     "memory": {"MODEL.MAP_LOSS.MEMORY": 2},
 }
@@ -135,7 +135,7 @@ def test_processes_make_the_update_of_one_process(world_size, cases):
 
 @pytest.mark.parametrize(("box_gradient", "name"), [("sde", "map_box"), ("none", "box_reg")])
 def test_the_loss_of_boxes_is_logged_beside_that_of_the_scores(box_gradient, name):
-    settings = REGRESSED | {"MODEL.MAP_LOSS.BOX_GRADIENT": box_gradient}
+    settings = REGRESSED | {"MODEL.MAP_LOSS.BOX_REG.GRADIENT": box_gradient}
     for sizes in ([4], [2, 2]):
         logged = train(settings, sizes, num_updates=1)[1]
         assert set(logged) == {"loss_map", "loss_score_reg", f"loss_{name}"}

@@ -57,7 +57,7 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, name, allow_pickle):
         load(path, allow_pickle=allow_pickle)
     assert not (tmp_path / "ran").exists()
     assert "weights_only=False" not in str(error.value).replace("`", "")
-    expected = "ALLOW_PICKLE True" if name == "x.pkl" and not allow_pickle else "open"
+    expected = "PICKLE_ON True" if name == "x.pkl" and not allow_pickle else "open"
     if name != "bare.pth":
         assert expected in str(error.value)
 

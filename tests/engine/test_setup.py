@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 
+import pickle
+
+import numpy as np
 import pytest
 import torch
 from maploss.engine import load_config, prepare_config
+from maploss.engine.setup import default_output_dir
 
 
 @pytest.fixture
@@ -83,6 +87,22 @@ def test_frozen_layers_without_weights_are_an_error_in_training_only(cfg):
         prepare_config(cfg, eval_only=False)
 
 
+def test_pickles_are_read_where_that_is_on(cfg, tmp_path):
+    path = tmp_path / "windows.pkl"
+    ids = [str(i) for i in range(8)]
+    boxes = [np.array([[1, 1, 20, 20]], np.float32) for _ in ids]
+    logits = [np.zeros(1, np.float32) for _ in ids]
+    content = {"ids": ids, "boxes": boxes, "objectness_logits": logits}
+    path.write_bytes(pickle.dumps(content, protocol=2))
+    cfg.MODEL.LOAD_PROPOSALS = True
+    cfg.DATASETS.PROPOSAL_FILES_TEST = (str(path),)
+    with pytest.raises(ValueError, match=r"windows\.pkl: .*PICKLE_ON True"):
+        prepare_config(cfg, eval_only=True)
+    cfg.PICKLE_ON = True
+    prepare_config(cfg, eval_only=True)
+    assert cfg.DATASETS.PROPOSAL_FILES_TEST[0].endswith(".npz")
+
+
 @pytest.mark.parametrize("key", ["OUTPUT_DIR", "_BASE_"])
 def test_a_config_runs_no_code(tmp_path, key):
     bad = f"OUTPUT_DIR: !!python/object/apply:builtins.open ['{tmp_path / 'ran'}', 'w']\n"
@@ -92,3 +112,38 @@ def test_a_config_runs_no_code(tmp_path, key):
     with pytest.raises(ValueError, match=rf"python/object/apply.*{name}"):
         load_config(str(tmp_path / name), [])
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("configs/OHEM/L_ohem.yaml", "output/OHEM/L_ohem"),
+        ("configs/OHEM/L_ohem_07++12.yaml", "output/OHEM/L_ohem_07++12"),
+        ("configs/PascalVOC-Detection/Losses/map.yaml", "output/PascalVOC-Detection/Losses/map"),
+        ("/elsewhere/configs/of/mine/configs/a.yaml", "output/a"),
+        ("/elsewhere/a.yaml", "output/a"),
+        ("a.yaml", "output/a"),
+        ("configs.yaml", "output/configs"),
+        ("", "output"),
+    ],
+)
+def test_the_folder_of_results_follows_from_the_path_of_the_config(path, expected):
+    assert default_output_dir(path) == expected
+
+
+def test_a_folder_of_results_that_is_named_is_taken(tmp_path):
+    path = tmp_path / "configs/mine/a.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text("SEED: 2\n")
+    assert load_config(str(path), []).OUTPUT_DIR == "output/mine/a"
+    assert load_config(str(path), ["OUTPUT_DIR", "b"]).OUTPUT_DIR == "b"
+    path.write_text("OUTPUT_DIR: c\n")
+    assert load_config(str(path), []).OUTPUT_DIR == "c"
+    assert load_config(str(path), ["OUTPUT_DIR", "b"]).OUTPUT_DIR == "b"
+
+
+def test_the_log_says_where_results_go(cfg, caplog):
+    cfg.OUTPUT_DIR = "output/mine/a"
+    with caplog.at_level("INFO", logger="maploss"):
+        prepare_config(cfg, eval_only=False)
+    assert "OUTPUT_DIR is 'output/mine/a'" in caplog.text

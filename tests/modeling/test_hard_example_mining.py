@@ -104,10 +104,10 @@ def train_step(cfg, batch):
 def test_one_pass_and_two_choose_the_same_windows_and_give_the_same_gradient(
     ohem_cfg, storage, per_image, is_class_agnostic
 ):
-    ohem_cfg.MODEL.OHEM.PER_IMAGE = per_image
+    ohem_cfg.MODEL.OHEM.PER_IMAGE_ON = per_image
     ohem_cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = is_class_agnostic
     model, losses, windows = train_step(ohem_cfg, make_batch())
-    ohem_cfg.MODEL.OHEM.ONE_PASS = True
+    ohem_cfg.MODEL.OHEM.ONE_PASS_ON = True
     other, other_losses, other_windows = train_step(ohem_cfg, make_batch())
     assert sum(map(len, windows)) == 18
     num_fg, num_bg = (storage.latest()[f"roi_head/num_{x}_samples"][0] for x in ("fg", "bg"))
@@ -181,7 +181,7 @@ def test_the_objects_themselves_are_windows_where_asked_for(ohem_cfg, storage):
 
 def test_the_read_only_pass_drops_nothing_and_leaves_the_head_in_training(ohem_cfg, storage):
     ohem_cfg.MODEL.ROI_BOX_HEAD.NAME = "FullyConnectedHead"
-    ohem_cfg.MODEL.ROI_BOX_HEAD.FC_DIMS = [16]
+    ohem_cfg.MODEL.ROI_BOX_HEAD.FULLY_CONNECTED.DIMS = [16]
     model = make_model(ohem_cfg, "OHEMROIHeads")
     heads, batch = model.roi_heads, make_batch()
     heads.box_predictor.bbox_pred.training = False  # what was so stays so
@@ -200,7 +200,7 @@ def test_the_read_only_pass_drops_nothing_and_leaves_the_head_in_training(ohem_c
 @pytest.mark.parametrize("name", ["OHEMROIHeads", "MAPROIHeads"])
 def test_edges_give_finite_losses_and_touch_every_parameter(ohem_cfg, storage, name, case):
     ohem_cfg.MODEL.ROI_HEADS.NAME = name
-    ohem_cfg.MODEL.MAP_LOSS.WINDOWS, ohem_cfg.MODEL.MAP_LOSS.BOX_REG = "hard", "windows"
+    ohem_cfg.MODEL.MAP_LOSS.WINDOWS, ohem_cfg.MODEL.MAP_LOSS.BOX_REG.BOXES = "hard", "windows"
     model, losses, windows = train_step(ohem_cfg, EMPTY_BATCHES[case])
     assert all(torch.isfinite(x) for x in losses.values())
     assert sum(map(len, windows)) <= 6 * len(windows)
@@ -289,7 +289,7 @@ def test_all_windows_make_the_map_loss_or_only_a_sample(map_cfg, storage):
 
 @pytest.mark.parametrize("box_reg", ["none", "windows", "regressed"])
 def test_hard_windows_enough_give_the_loss_and_gradient_of_all(map_cfg, box_reg, storage):
-    map_cfg.MODEL.MAP_LOSS.BOX_REG = box_reg
+    map_cfg.MODEL.MAP_LOSS.BOX_REG.BOXES = box_reg
     map_cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT = 1.0
     map_cfg.MODEL.MAP_LOSS.WINDOWS = "all"
     model, losses, windows = train_step(map_cfg, make_batch())

@@ -103,7 +103,7 @@ def detect(cfg):
 
 def test_a_pyramid_of_the_image_itself_changes_nothing(pyramid_cfg):
     _, expected = detect(pyramid_cfg)
-    pyramid_cfg.TEST.PYRAMID_SIZES = [48]
+    pyramid_cfg.TEST.PYRAMID.SIZES = [48]
     inputs, actual = detect(pyramid_cfg)
     assert torch.equal(inputs[0]["pyramid"][0], inputs[0]["image"])
     for one, other in zip(actual, expected, strict=True):
@@ -115,7 +115,7 @@ def test_a_pyramid_of_the_image_itself_changes_nothing(pyramid_cfg):
 def test_detections_on_a_pyramid_are_in_the_size_of_the_original_image(pyramid_cfg, box_reg_weight):
     pyramid_cfg.MODEL.ROI_HEADS.NAME = "SoftmaxROIHeads"
     pyramid_cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT = box_reg_weight
-    pyramid_cfg.TEST.PYRAMID_SIZES = [96, 480]
+    pyramid_cfg.TEST.PYRAMID.SIZES = [96, 480]
     pyramid_cfg.INPUT.MAX_SIZE_TEST = 200
     inputs, (detections, *_) = detect(pyramid_cfg)
     assert [tuple(x.shape[1:]) for x in inputs[0]["pyramid"]] == [(96, 128), (150, 200)]
@@ -127,18 +127,18 @@ def test_detections_on_a_pyramid_are_in_the_size_of_the_original_image(pyramid_c
 
 
 def test_the_best_size_is_that_of_the_config(pyramid_cfg):
-    pyramid_cfg.TEST.PYRAMID_SIZES = [48, 480]
+    pyramid_cfg.TEST.PYRAMID.SIZES = [48, 480]
     _, (at_480, *_) = detect(pyramid_cfg)
-    pyramid_cfg.TEST.PYRAMID_BEST_SIDE = 10.0
+    pyramid_cfg.TEST.PYRAMID.BEST_SIDE = 10.0
     _, (at_48, *_) = detect(pyramid_cfg)
-    pyramid_cfg.TEST.PYRAMID_SIZES = [48]
+    pyramid_cfg.TEST.PYRAMID.SIZES = [48]
     _, (expected, *_) = detect(pyramid_cfg)
     torch.testing.assert_close(at_48.scores, expected.scores)
     assert len(at_480) != len(expected) or not torch.allclose(at_480.scores, expected.scores)
 
 
 def test_an_image_without_windows_has_no_detections(pyramid_cfg):
-    pyramid_cfg.TEST.PYRAMID_SIZES = [48, 96]
+    pyramid_cfg.TEST.PYRAMID.SIZES = [48, 96]
     image = torch.zeros(3, 48, 64)
     inputs = {"image": image, "pyramid": [image, image], "proposals": make_windows([], (48, 64))}
     with torch.no_grad():
@@ -147,7 +147,7 @@ def test_an_image_without_windows_has_no_detections(pyramid_cfg):
 
 
 def test_a_pyramid_needs_precomputed_windows(pyramid_cfg):
-    pyramid_cfg.TEST.PYRAMID_SIZES = [48]
+    pyramid_cfg.TEST.PYRAMID.SIZES = [48]
     pyramid_cfg.MODEL.LOAD_PROPOSALS = False
-    with pytest.raises(ValueError, match="PYRAMID_SIZES: expected precomputed proposals"):
+    with pytest.raises(ValueError, match=r"PYRAMID\.SIZES: expected precomputed proposals"):
         MAPDatasetMapper(pyramid_cfg, is_train=False)

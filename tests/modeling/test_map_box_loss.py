@@ -207,7 +207,7 @@ def test_windows_over_difficult_objects_do_not_learn_the_boxes_of_these(storage)
 @pytest.fixture
 def box_cfg(tiny_cfg):
     """The tiny detector, whose boxes learn from the mAP loss."""
-    tiny_cfg.MODEL.MAP_LOSS.BOX_REG = "regressed"
+    tiny_cfg.MODEL.MAP_LOSS.BOX_REG.BOXES = "regressed"
     tiny_cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT = 1.0
     tiny_cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 0
     return tiny_cfg
@@ -233,7 +233,7 @@ def test_empty_input_gives_finite_losses_that_touch_every_parameter(
     box_cfg, case, is_class_agnostic, box_gradient, storage
 ):
     box_cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = is_class_agnostic
-    box_cfg.MODEL.MAP_LOSS.BOX_GRADIENT = box_gradient
+    box_cfg.MODEL.MAP_LOSS.BOX_REG.GRADIENT = box_gradient
     box_cfg.MODEL.MAP_LOSS.POOLED = 0.5
     model = make_model(box_cfg, "MAPROIHeads")
     losses = model(EMPTY_BATCHES[case])
@@ -249,7 +249,7 @@ def test_empty_input_gives_finite_losses_that_touch_every_parameter(
 
 @pytest.mark.parametrize("box_reg", ["windows", "regressed"])
 def test_a_step_in_mixed_precision_teaches_boxes(box_cfg, box_reg, storage):
-    box_cfg.MODEL.MAP_LOSS.BOX_REG = box_reg
+    box_cfg.MODEL.MAP_LOSS.BOX_REG.BOXES = box_reg
     model = make_model(box_cfg, "MAPROIHeads")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = model(make_batch())
@@ -318,23 +318,23 @@ def test_steps_in_the_overlap_of_windows_that_no_regression_moves_are_refused(
     box_cfg, box_gradient
 ):
     keys = box_cfg.MODEL.MAP_LOSS
-    keys.BOX_REG, keys.BOX_GRADIENT = "windows", box_gradient
+    keys.BOX_REG.BOXES, keys.BOX_REG.GRADIENT = "windows", box_gradient
     message = (
-        "MODEL.MAP_LOSS.BOX_GRADIENT: expected error_driven or none with BOX_REG 'windows' .*, got "
-        f"'{box_gradient}'"
+        "MODEL.MAP_LOSS.BOX_REG.GRADIENT: expected error_driven or none with BOXES 'windows' .*, "
+        f"got '{box_gradient}'"
     )
     with pytest.raises(ValueError, match=message):
         make_model(box_cfg, "MAPROIHeads")
-    keys.BOX_GRADIENT = "error_driven"
+    keys.BOX_REG.GRADIENT = "error_driven"
     make_model(box_cfg, "MAPROIHeads")
     # It is not chosen where boxes are not regressed.
-    keys.BOX_REG, keys.BOX_GRADIENT = "none", box_gradient
+    keys.BOX_REG.BOXES, keys.BOX_REG.GRADIENT = "none", box_gradient
     make_model(box_cfg, "MAPROIHeads")
 
 
 @pytest.mark.parametrize("box_reg", ["windows", "regressed"])
 def test_few_hard_windows_carry_what_the_boxes_of_all_are_worth(box_cfg, box_reg, storage):
-    box_cfg.MODEL.MAP_LOSS.BOX_REG = box_reg
+    box_cfg.MODEL.MAP_LOSS.BOX_REG.BOXES = box_reg
     box_cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT = 1.0
     box_cfg.MODEL.OHEM.NMS_THRESH = 1.0
     batch, weights = make_batch(), {}

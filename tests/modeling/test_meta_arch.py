@@ -102,7 +102,7 @@ def test_the_losses_are_those_of_detectron2s_own_meta_architecture(
 def test_what_the_loss_ranks_is_what_it_ranks_in_the_pass_that_trains(tiny_cfg, storage):
     tiny_cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 6
     tiny_cfg.MODEL.ROI_BOX_HEAD.NAME = "FullyConnectedHead"  # with dropout
-    tiny_cfg.MODEL.ROI_BOX_HEAD.FC_DIMS = [16]
+    tiny_cfg.MODEL.ROI_BOX_HEAD.FULLY_CONNECTED.DIMS = [16]
     model, batch, seen = make_model(tiny_cfg, "MAPROIHeads"), make_batch(), []
     loss = model.roi_heads.box_predictor.map_loss
     loss.register_forward_pre_hook(lambda module, args: seen.append(args))

@@ -249,17 +249,19 @@ def test_the_test_takes_regressed_boxes_unless_told_not_to(at_test, expected):
 
 
 def test_box_regression_with_the_map_loss_needs_a_weight(tiny_cfg):
-    tiny_cfg.MODEL.MAP_LOSS.BOX_REG = "regressed"
+    tiny_cfg.MODEL.MAP_LOSS.BOX_REG.BOXES = "regressed"
     with pytest.raises(ValueError, match="BBOX_REG_LOSS_WEIGHT: expected a number above 0"):
         MAPOutputLayers(tiny_cfg, ShapeSpec(channels=5))
     tiny_cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT = 2.0
     predictor = MAPOutputLayers(tiny_cfg, ShapeSpec(channels=5))
     assert predictor.nms_on_regressed
     assert predictor.bbox_pred.loss_weight == 2.0
-    tiny_cfg.MODEL.MAP_LOSS.BOX_REG = "none"
+    tiny_cfg.MODEL.MAP_LOSS.BOX_REG.BOXES = "none"
     assert MAPOutputLayers(tiny_cfg, ShapeSpec(channels=5)).bbox_pred is None
-    tiny_cfg.MODEL.MAP_LOSS.BOX_REG = "yes"
-    with pytest.raises(ValueError, match=r"BOX_REG: expected one of none, windows, regressed"):
+    tiny_cfg.MODEL.MAP_LOSS.BOX_REG.BOXES = "yes"
+    with pytest.raises(
+        ValueError, match=r"BOX_REG.BOXES: expected one of none, windows, regressed"
+    ):
         MAPOutputLayers(tiny_cfg, ShapeSpec(channels=5))
 
 

@@ -127,7 +127,7 @@ def alexnet_cfg(tiny_cfg):
     tiny_cfg.MODEL.PLAIN_CONVNET.NETWORK = "alexnet"
     tiny_cfg.MODEL.ROI_HEADS.IN_FEATURES = ["conv5"]
     tiny_cfg.MODEL.ROI_BOX_HEAD.NAME = "FullyConnectedHead"
-    tiny_cfg.MODEL.ROI_BOX_HEAD.FC_DIMS = [6, 5]
+    tiny_cfg.MODEL.ROI_BOX_HEAD.FULLY_CONNECTED.DIMS = [6, 5]
     return tiny_cfg
 
 

@@ -96,7 +96,7 @@ def test_training_lowers_the_loss(detector_cfg, make_inputs, storage):
 
 
 def test_searched_points_are_in_the_checkpoint(detector_cfg):
-    own = detector_cfg.MODEL.PARAMETERIZED_AP
+    own = detector_cfg.MODEL.RANKING_LOSS.PARAMETERIZED_AP
     points = {
         part: control_points(torch.rand(5, 8, dtype=torch.float64)).tolist()
         for part in ("RPN", "BOX_HEAD", "RETINANET")
@@ -129,7 +129,7 @@ def test_the_gradient_scale_of_the_config_reaches_the_boxes_of_each_part(
     detector_cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT = True
     plain = gradients_of_last_layers(detector_cfg, inputs)
     for part in ("RPN", "BOX_HEAD", "RETINANET"):
-        detector_cfg.MODEL.PARAMETERIZED_AP[part].GRADIENT_SCALE *= 3
+        detector_cfg.MODEL.RANKING_LOSS.PARAMETERIZED_AP[part].GRADIENT_SCALE *= 3
     scaled = gradients_of_last_layers(detector_cfg, inputs)
     for i, (before, after) in enumerate(zip(plain, scaled, strict=True)):
         torch.testing.assert_close(after, before * (3 if i % 2 else 1), rtol=1e-3, atol=1e-7)
@@ -187,7 +187,7 @@ def anchor_strides(cfg):
 
 
 def test_difficult_objects_train_where_the_config_says_so(detector_cfg):
-    detector_cfg.MODEL.ROI_HEADS.TRAIN_ON_DIFFICULT = True
+    detector_cfg.MODEL.TRAIN_DIFFICULT_ON = True
     model = build_model(detector_cfg)
     assert getattr(model, "proposal_generator", model).train_on_difficult
 

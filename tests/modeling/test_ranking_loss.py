@@ -262,7 +262,7 @@ def test_half_precision_is_ranked_in_single():
 
 def test_the_config_gives_each_part_its_functions_and_its_published_scale(tiny_cfg):
     points = control_points(torch.rand(5, 8, dtype=torch.float64))
-    tiny_cfg.MODEL.PARAMETERIZED_AP.RPN.POINTS = points.tolist()
+    tiny_cfg.MODEL.RANKING_LOSS.PARAMETERIZED_AP.RPN.POINTS = points.tolist()
     for part, scale in (("RPN", 1.7), ("BOX_HEAD", 7.13), ("RETINANET", 4.12)):
         loss = ranking_loss_from_config(tiny_cfg, part)
         assert loss.name == "parameterized_ap"
@@ -275,14 +275,38 @@ def test_the_config_gives_each_part_its_functions_and_its_published_scale(tiny_c
 BAD_CONFIGS = {
     "name": ("RANKING_LOSS.NAME", "hinge", "MODEL.RANKING_LOSS.NAME: expected one of param"),
     "delta": ("RANKING_LOSS.DELTA", -1.0, "MODEL.RANKING_LOSS.DELTA: expected a number above 0"),
-    "temperature": ("RANKING_LOSS.TEMPERATURE", -1.0, "RANKING_LOSS.TEMPERATURE: expected a num"),
-    "epsilon": ("RANKING_LOSS.EPSILON", 0.0, "RANKING_LOSS.EPSILON: expected a number above 0"),
-    "form": ("PARAMETERIZED_AP.FORM", "cubic", "form: expected one of searched"),
-    "scale": ("PARAMETERIZED_AP.RPN.GRADIENT_SCALE", 0.0, "RPN: gradient_scale: expected a numb"),
-    "count": ("PARAMETERIZED_AP.RPN.POINTS", [[[0.5, 0.5]]], r"RPN: points: expected shape \(5, 4"),
-    "text": ("PARAMETERIZED_AP.RPN.POINTS", ["a"], "PARAMETERIZED_AP.RPN: "),
-    "ranked": ("PARAMETERIZED_AP.NUM_RANKED", 0, "RPN: num_ranked: expected at least 1, got 0"),
-    "ragged": ("PARAMETERIZED_AP.RPN.POINTS", [[[0.5]], [[0.5, 0.5]]], "PARAMETERIZED_AP.RPN: "),
+    "temperature": (
+        "RANKING_LOSS.SMOOTH_AP.TEMPERATURE",
+        -1.0,
+        "RANKING_LOSS.SMOOTH_AP.TEMPERATURE: expected a num",
+    ),
+    "epsilon": (
+        "RANKING_LOSS.DIRECT_AP.EPSILON",
+        0.0,
+        "RANKING_LOSS.DIRECT_AP.EPSILON: expected a number above 0",
+    ),
+    "form": ("RANKING_LOSS.PARAMETERIZED_AP.FORM", "cubic", "form: expected one of searched"),
+    "scale": (
+        "RANKING_LOSS.PARAMETERIZED_AP.RPN.GRADIENT_SCALE",
+        0.0,
+        "RPN: gradient_scale: expected a numb",
+    ),
+    "count": (
+        "RANKING_LOSS.PARAMETERIZED_AP.RPN.POINTS",
+        [[[0.5, 0.5]]],
+        r"RPN: points: expected shape \(5, 4",
+    ),
+    "text": ("RANKING_LOSS.PARAMETERIZED_AP.RPN.POINTS", ["a"], "PARAMETERIZED_AP.RPN: "),
+    "ranked": (
+        "RANKING_LOSS.PARAMETERIZED_AP.NUM_RANKED",
+        0,
+        "RPN: num_ranked: expected at least 1, got 0",
+    ),
+    "ragged": (
+        "RANKING_LOSS.PARAMETERIZED_AP.RPN.POINTS",
+        [[[0.5]], [[0.5, 0.5]]],
+        "PARAMETERIZED_AP.RPN: ",
+    ),
 }
 
 
@@ -295,9 +319,9 @@ def test_a_config_that_is_none_is_named(tiny_cfg, case):
 
 
 def test_points_of_a_form_that_has_none_are_refused(tiny_cfg):
-    tiny_cfg.MODEL.PARAMETERIZED_AP.FORM = "linear"
+    tiny_cfg.MODEL.RANKING_LOSS.PARAMETERIZED_AP.FORM = "linear"
     ranking_loss_from_config(tiny_cfg, "RPN")
-    tiny_cfg.MODEL.PARAMETERIZED_AP.RPN.POINTS = ParameterizedAPLoss().points.tolist()
+    tiny_cfg.MODEL.RANKING_LOSS.PARAMETERIZED_AP.RPN.POINTS = ParameterizedAPLoss().points.tolist()
     with pytest.raises(ValueError, match="RPN: POINTS: expected none with FORM 'linear', got some"):
         ranking_loss_from_config(tiny_cfg, "RPN")
 

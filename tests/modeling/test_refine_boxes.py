@@ -214,7 +214,7 @@ def test_probabilities_vote_as_they_are_and_zero_does_not():
 @pytest.mark.parametrize("pyramid", [False, True])
 def test_every_head_with_box_regression_detects_with_them(tiny_cfg, head, pyramid):
     tiny_cfg.MODEL.ROI_HEADS.NAME = head
-    tiny_cfg.MODEL.MAP_LOSS.BOX_REG = "windows"
+    tiny_cfg.MODEL.MAP_LOSS.BOX_REG.BOXES = "windows"
     tiny_cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT = 1.0
     batch = make_batch()
     if pyramid:
@@ -224,7 +224,7 @@ def test_every_head_with_box_regression_detects_with_them(tiny_cfg, head, pyrami
             x["pyramid"] = [x["image"], larger[0]]
     results = []
     for iterations, vote in ((1, 0.0), (2, 0.0), (1, 0.5), (2, 0.5)):
-        tiny_cfg.TEST.BOX_REG_ITERATIONS = iterations
+        tiny_cfg.TEST.BOX_REG.ITERATIONS = iterations
         tiny_cfg.TEST.BOX_VOTING_IOU_THRESH = vote
         torch.manual_seed(0)
         model = build_model(tiny_cfg).eval()

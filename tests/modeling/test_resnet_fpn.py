@@ -13,7 +13,7 @@ from detectron2.modeling import build_model
 @pytest.mark.parametrize("is_rpn", [False, True])
 def test_every_head_trains_and_detects(fpn_cfg, make_inputs, storage, head, box_reg, is_rpn):
     torch.manual_seed(0)
-    fpn_cfg.MODEL.ROI_HEADS.NAME, fpn_cfg.MODEL.MAP_LOSS.BOX_REG = head, box_reg
+    fpn_cfg.MODEL.ROI_HEADS.NAME, fpn_cfg.MODEL.MAP_LOSS.BOX_REG.BOXES = head, box_reg
     fpn_cfg.MODEL.LOAD_PROPOSALS = not is_rpn
     fpn_cfg.MODEL.PROPOSAL_GENERATOR.NAME = "RPN" if is_rpn else "PrecomputedProposals"
     model = build_model(fpn_cfg)

@@ -57,8 +57,8 @@ def test_a_step_gives_finite_losses_and_a_gradient_for_every_parameter(tiny_cfg,
 @pytest.mark.parametrize("is_class_agnostic", [False, True])
 @pytest.mark.parametrize("name", [*HEADS, "OHEMROIHeads"])
 def test_the_loss_of_boxes_is_that_of_the_config(tiny_cfg, name, is_class_agnostic, storage):
-    tiny_cfg.MODEL.MAP_LOSS.BOX_GRADIENT = "none"
-    tiny_cfg.MODEL.MAP_LOSS.BOX_REG = "regressed"
+    tiny_cfg.MODEL.MAP_LOSS.BOX_REG.GRADIENT = "none"
+    tiny_cfg.MODEL.MAP_LOSS.BOX_REG.BOXES = "regressed"
     tiny_cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT = 1.0
     tiny_cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = is_class_agnostic
     found = {}

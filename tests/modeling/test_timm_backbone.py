@@ -195,6 +195,15 @@ def test_weights_with_timms_names_fill_the_whole_backbone(reference, config):
     assert not any(param.requires_grad for param in network.parameters())
 
 
+def test_network_and_outputs_are_those_of_the_config(timm):
+    cfg = load_base("Base-EfficientNet-Lite0-VOC2007-mini", "MODEL.TIMM.NAME", "resnet18")
+    cfg.MODEL.TIMM.OUT_FEATURES = ["stride8", "stride32"]
+    assert build_backbone(cfg).output_shape() == {
+        "stride8": ShapeSpec(channels=128, stride=8),
+        "stride32": ShapeSpec(channels=512, stride=32),
+    }
+
+
 def test_the_fpn_has_a_level_for_each_output_and_one_more(timm):
     model = build_model(load_base("Base-Faster-RCNN-EfficientNet-Lite0-FPN-VOC2007"))
     shapes = model.backbone.output_shape()
@@ -242,6 +251,6 @@ def test_a_run_with_the_cache_is_the_run_without(timm, tiny_data, monkeypatch):
         "SOLVER__MAX_ITER": 3,
     }
     for cache in ("''", Path(tiny_data) / "features"):
-        args = arguments(tiny_data, "output", **keys, DATALOADER__FEATURE_CACHE=cache)
+        args = arguments(tiny_data, "output", **keys, DATALOADER__FEATURE_CACHE__FOLDER=cache)
         train_net.main(default_argument_parser().parse_args(args))
     assert seen[3:] == pytest.approx(seen[:3], rel=2e-3)

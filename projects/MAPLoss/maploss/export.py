@@ -43,10 +43,10 @@ def export_model(cfg: CfgNode, model: nn.Module, folder: Path, name: str = "mode
     if cfg.MODEL.ROI_HEADS.NAME == "MAPROIHeads":
         cfg.MODEL.MAP_LOSS.AP_TYPE = ap_type_from_config(cfg)
     cfg.DATASETS.DECLARED = []
-    cfg.ALLOW_PICKLE = False
+    cfg.PICKLE_ON = False
     if cfg.MODEL.LOAD_PROPOSALS:
         cfg.MODEL.LOAD_PROPOSALS = False
-        cfg.TEST.PYRAMID_SIZES = []  # needs the mapper and its precomputed windows
+        cfg.TEST.PYRAMID.SIZES = []  # needs the mapper and its precomputed windows
         cfg.MODEL.PROPOSAL_GENERATOR.NAME = "SelectiveSearchProposals"
     cfg.DATASETS.PROPOSAL_FILES_TRAIN = cfg.DATASETS.PROPOSAL_FILES_TEST = ()
     state = {key: value.cpu() for key, value in model.state_dict().items()}

@@ -49,9 +49,9 @@ class MAPDatasetMapper:
                 False reads no image, of which only the size in the dict is needed.
         """
         if pyramid and (is_train or proposal_topk is None):
-            raise ValueError("TEST.PYRAMID_SIZES: expected precomputed proposals, at test")
+            raise ValueError("TEST.PYRAMID.SIZES: expected precomputed proposals, at test")
         if pyramid and not with_image:
-            raise ValueError("TEST.PYRAMID_SIZES: expected [] where images are not read")
+            raise ValueError("TEST.PYRAMID.SIZES: expected [] where images are not read")
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
@@ -78,7 +78,7 @@ class MAPDatasetMapper:
             "proposal_topk": topk,
             "pyramid": [
                 T.ResizeShortestEdge(size, cfg.INPUT.MAX_SIZE_TEST)
-                for size in cfg.TEST.PYRAMID_SIZES
+                for size in cfg.TEST.PYRAMID.SIZES
                 if not is_train
             ],
         }

@@ -178,7 +178,7 @@ def _read_arrays(path: str) -> dict[str, np.ndarray]:
     """Those arrays that a proposal file has; at least ids, counts and boxes."""
     if path.endswith(".pkl"):
         raise ValueError(
-            f"{path}: a pickle is read only with ALLOW_PICKLE True, in the config or, to convert "
+            f"{path}: a pickle is read only with PICKLE_ON True, in the config or, to convert "
             "it once, at the end of tools/proposals.py import"
         )
     known = ("ids", "counts", "boxes", "made_by")

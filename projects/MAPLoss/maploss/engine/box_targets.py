@@ -43,7 +43,7 @@ def set_box_targets(model: nn.Module, cfg: CfgNode) -> None:
         regressor.num_boxes,
         cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS[-1],
         max_windows=cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN,
-        with_difficult=cfg.MODEL.ROI_HEADS.TRAIN_ON_DIFFICULT,
+        with_difficult=cfg.MODEL.TRAIN_DIFFICULT_ON,
     )
     regressor.set_targets(mean, std)
     shown = " ".join(f"{x:.3f}" for x in std.mean(0).tolist())

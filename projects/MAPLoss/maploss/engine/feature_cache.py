@@ -51,10 +51,10 @@ def check_cache_config(cfg: CfgNode, *, eval_only: bool) -> None:
     Raises:
         ValueError: one that needs the images, or makes too many different ones.
     """
-    if not cfg.DATALOADER.FEATURE_CACHE:
+    if not cfg.DATALOADER.FEATURE_CACHE.FOLDER:
         return
     expected: list[tuple[str, object, tuple]] = [
-        ("TEST.PYRAMID_SIZES", cfg.TEST.PYRAMID_SIZES, ([],))
+        ("TEST.PYRAMID.SIZES", cfg.TEST.PYRAMID.SIZES, ([],))
     ]
     if not eval_only:
         expected += [
@@ -85,23 +85,23 @@ def use_feature_cache(cfg: CfgNode, model: nn.Module, *, eval_only: bool) -> Non
 
     Raises:
         ValueError: something before the cut trains, or the cache would be larger than
-            DATALOADER.FEATURE_CACHE_LIMIT; one that half precision cannot hold.
+            DATALOADER.FEATURE_CACHE.MAX_GIB; one that half precision cannot hold.
         OSError: an image that cannot be read, or a file that cannot be written.
     """
-    if not cfg.DATALOADER.FEATURE_CACHE:
+    if not cfg.DATALOADER.FEATURE_CACHE.FOLDER:
         return
     model = getattr(model, "module", model)
     check_frozen(model)
     wanted = [*([] if eval_only else _training_sets(cfg)), *_test_sets(cfg)]
     views = [x.views() for x in wanted]
     sizes = [_num_bytes(model.backbone.size_divisibility, frozen_part(model), x) for x in views]
-    _check_limit(sum(sizes) / _GIB, cfg.DATALOADER.FEATURE_CACHE_LIMIT)
+    _check_limit(sum(sizes) / _GIB, cfg.DATALOADER.FEATURE_CACHE.MAX_GIB)
     of_model = _model_key(cfg, model)
     cache_of: dict[View, FeatureCache] = {}
     for part, own_views, size in zip(wanted, views, sizes, strict=True):
         images = {"images": len(part.records), "records": hash_records(part.records)}
         key = {**of_model, **part.settings, "data_set": part.name, **images}
-        folder = cache_folder(cfg.DATALOADER.FEATURE_CACHE, part.name, key)
+        folder = cache_folder(cfg.DATALOADER.FEATURE_CACHE.FOLDER, part.name, key)
         make_cache(folder, key, _compute(model, part, own_views, cfg.INPUT.FORMAT, size))
         logger.info(f"Outputs of the frozen backbone for {part.name}: {folder}")
         cache_of |= dict.fromkeys(own_views, FeatureCache(folder, own_views))
@@ -155,7 +155,7 @@ def _num_bytes(divisibility: int, part: Backbone, views: Sequence[View]) -> int:
 def _check_limit(size: float, limit: float) -> None:
     if size > limit:
         raise ValueError(
-            f"DATALOADER.FEATURE_CACHE: expected at most DATALOADER.FEATURE_CACHE_LIMIT = "
+            f"DATALOADER.FEATURE_CACHE: expected at most DATALOADER.FEATURE_CACHE.MAX_GIB = "
             f"{limit:g} GiB, got {size:.3g} GiB of features"
         )
 

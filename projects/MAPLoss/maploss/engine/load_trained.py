@@ -33,6 +33,6 @@ def load_trained(config_file: str, overrides: Sequence[str]) -> tuple[CfgNode, n
     if "MODEL.WEIGHTS" not in overrides and checkpointer.has_checkpoint():
         cfg.MODEL.WEIGHTS = os.path.abspath(checkpointer.get_checkpoint_file())
     load_for_evaluation(
-        model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=False, allow_pickle=cfg.ALLOW_PICKLE
+        model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=False, allow_pickle=cfg.PICKLE_ON
     )
     return cfg, model

@@ -17,7 +17,7 @@ def training_records(cfg: CfgNode, *, filter_empty: bool = True) -> list[dict]:
 
 def build_mapper(cfg: CfgNode, *, is_train: bool) -> MAPDatasetMapper:
     """That of the loaders: it reads no image where DATALOADER.FEATURE_CACHE has its features."""
-    return MAPDatasetMapper(cfg, is_train, with_image=not cfg.DATALOADER.FEATURE_CACHE)
+    return MAPDatasetMapper(cfg, is_train, with_image=not cfg.DATALOADER.FEATURE_CACHE.FOLDER)
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:

@@ -153,7 +153,7 @@ class SafeCheckpointer(DetectionCheckpointer, _TensorsOnly):
         """Of Detectron2's model zoo, or Caffe2's weights, whose names and forms are others."""
         if not self.allow_pickle:
             raise CheckpointError(
-                f"Cannot load checkpoint {filename}: a pickle is read only with ALLOW_PICKLE True"
+                f"Cannot load checkpoint {filename}: a pickle is read only with PICKLE_ON True"
             )
         with _reading(filename), open(filename, "rb") as f:
             content = load_arrays(f)

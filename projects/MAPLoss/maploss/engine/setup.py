@@ -187,7 +187,7 @@ def _fill_proposal_files(cfg: CfgNode, eval_only: bool) -> None:
     # The main process first: what has to be made is made once, and the others read it.
     if not comm.is_main_process():
         comm.synchronize()
-    datasets, allow_pickle = cfg.DATASETS, cfg.ALLOW_PICKLE
+    datasets, allow_pickle = cfg.DATASETS, cfg.PICKLE_ON
     if not eval_only:
         datasets.PROPOSAL_FILES_TRAIN = proposal_files_for(
             datasets.TRAIN, datasets.PROPOSAL_FILES_TRAIN, allow_pickle=allow_pickle

@@ -129,7 +129,7 @@ class Trainer(DefaultTrainer):
         self.checkpointer = SafeCheckpointer(
             made.model,
             made.save_dir,
-            allow_pickle=self.cfg.ALLOW_PICKLE,
+            allow_pickle=self.cfg.PICKLE_ON,
             **made.checkpointables,
         )
         made_hooks = super().build_hooks()

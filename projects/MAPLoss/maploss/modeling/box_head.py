@@ -76,8 +76,8 @@ class FullyConnectedHead(nn.Module):
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
         return {
             "input_shape": input_shape,
-            "fc_dims": cfg.MODEL.ROI_BOX_HEAD.FC_DIMS,
-            "dropout": cfg.MODEL.ROI_BOX_HEAD.DROPOUT,
+            "fc_dims": cfg.MODEL.ROI_BOX_HEAD.FULLY_CONNECTED.DIMS,
+            "dropout": cfg.MODEL.ROI_BOX_HEAD.FULLY_CONNECTED.DROPOUT,
         }
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:

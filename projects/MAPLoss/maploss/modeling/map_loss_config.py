@@ -65,9 +65,9 @@ def settings_from_config(cfg: CfgNode) -> MAPLossSettings:
     with _naming("MODEL.ROI_HEADS.NMS_THRESH_TEST"):
         MAPLossSettings(**nms)
     with _naming("MODEL.MAP_LOSS"):
-        MAPLossSettings(box_gradient=keys.BOX_GRADIENT)
+        MAPLossSettings(box_gradient=keys.BOX_REG.GRADIENT)
     # Boxes that are not trained need no gradient.
-    box_gradient = keys.BOX_GRADIENT if keys.BOX_REG != "none" else "none"
+    box_gradient = keys.BOX_REG.GRADIENT if keys.BOX_REG.BOXES != "none" else "none"
     chosen = {"iou_threshs": iou_threshs_from_config(cfg)}
     if box_gradient == "error_driven":
         chosen |= error_driven

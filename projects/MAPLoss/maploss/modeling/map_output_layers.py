@@ -24,7 +24,7 @@ from .gradient_cache import BoxTargets, GradientCache, LossInputs
 from .map_loss_config import first_data_set, map_loss_from_config
 from .output_layers import BoxOutputLayers, BoxPredictions, image_inds
 
-# MODEL.MAP_LOSS.BOX_REG: no box regression, or with it and NMS in training on these boxes.
+# MODEL.MAP_LOSS.BOX_REG.BOXES: no box regression, or with it and NMS in training on these boxes.
 MAP_BOX_REGS = ("none", "windows", "regressed")
 
 
@@ -64,20 +64,21 @@ class MAPOutputLayers(BoxOutputLayers):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
         ret = super().from_config(cfg, input_shape)
-        box_reg = cfg.MODEL.MAP_LOSS.BOX_REG
-        check_choice("MODEL.MAP_LOSS.BOX_REG", box_reg, MAP_BOX_REGS)
+        box_reg = cfg.MODEL.MAP_LOSS.BOX_REG.BOXES
+        check_choice("MODEL.MAP_LOSS.BOX_REG.BOXES", box_reg, MAP_BOX_REGS)
         if box_reg == "none":
             ret["box_reg_weight"] = 0.0
         elif not ret["box_reg_weight"] > 0:
             raise ValueError(
                 "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT: expected a number above 0 with "
-                f"MODEL.MAP_LOSS.BOX_REG {box_reg!r}, got {ret['box_reg_weight']}"
+                f"MODEL.MAP_LOSS.BOX_REG.BOXES {box_reg!r}, got {ret['box_reg_weight']}"
             )
-        box_gradient = cfg.MODEL.MAP_LOSS.BOX_GRADIENT
+        box_gradient = cfg.MODEL.MAP_LOSS.BOX_REG.GRADIENT
         if box_reg == "windows" and box_gradient in ESTIMATORS:
             raise ValueError(
-                "MODEL.MAP_LOSS.BOX_GRADIENT: expected error_driven or none with BOX_REG 'windows' "
-                f"(no regression moves the proposals over an overlap), got {box_gradient!r}"
+                "MODEL.MAP_LOSS.BOX_REG.GRADIENT: expected error_driven or none with BOXES "
+                "'windows' (no regression moves the proposals over an overlap), got "
+                f"{box_gradient!r}"
             )
         ret["nms_on_regressed"] = box_reg == "regressed"
         ret["class_names"] = _class_names(cfg)
@@ -93,7 +94,7 @@ class MAPOutputLayers(BoxOutputLayers):
     ) -> dict[str, torch.Tensor]:
         """
         loss_map and loss_score_reg, see :class:`maploss.layers.MAPLoss`, and with box regression
-        loss_map_box (see :meth:`map_box_loss`) or, without MODEL.MAP_LOSS.BOX_GRADIENT,
+        loss_map_box (see :meth:`map_box_loss`) or, without MODEL.MAP_LOSS.BOX_REG.GRADIENT,
         loss_box_reg.
 
         The labels of the proposals are used for the last one only: the loss matches the proposals

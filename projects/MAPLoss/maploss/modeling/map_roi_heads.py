@@ -58,6 +58,11 @@ class MAPROIHeads(BoxROIHeads):
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         ret = super().from_config(cfg, input_shape)
         ret["trained_on"] = cfg.MODEL.MAP_LOSS.WINDOWS
+        if ret["trained_on"] == "hard" and cfg.MODEL.OHEM.ONE_PASS_ON:
+            raise ValueError(
+                "MODEL.OHEM.ONE_PASS_ON: expected False with MODEL.MAP_LOSS.WINDOWS 'hard' (only "
+                "OHEMROIHeads have it), got True"
+            )
         return ret
 
     def forward(

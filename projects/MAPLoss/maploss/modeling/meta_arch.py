@@ -47,7 +47,7 @@ class MAPRCNN(FeatureInputs, GeneralizedRCNN):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         ret = super().from_config(cfg)
-        ret["pyramid_best_side"] = cfg.TEST.PYRAMID_BEST_SIDE
+        ret["pyramid_best_side"] = cfg.TEST.PYRAMID.BEST_SIDE
         return ret
 
     def forward(

@@ -48,7 +48,7 @@ class OHEMROIHeads(SoftmaxROIHeads):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         ret = super().from_config(cfg, input_shape)
-        ret["one_pass"] = cfg.MODEL.OHEM.ONE_PASS
+        ret["one_pass"] = cfg.MODEL.OHEM.ONE_PASS_ON
         return ret
 
     def score_to_train(

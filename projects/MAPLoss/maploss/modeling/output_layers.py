@@ -118,7 +118,7 @@ class BoxOutputLayers(nn.Module):
             "is_class_agnostic": cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG,
             "box_reg_beta": cfg.MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA,
             "box_reg_loss_type": cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE,
-            "regress_at_test": cfg.TEST.BOX_REG,
+            "regress_at_test": cfg.TEST.BOX_REG.ENABLED,
             "test_vote_iou_thresh": cfg.TEST.BOX_VOTING_IOU_THRESH,
             "test_score_thresh": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
             "test_nms_iou_thresh": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,

@@ -41,7 +41,7 @@ class IgnoringRPN(RPN):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         ret = super().from_config(cfg, input_shape)
-        ret["train_on_difficult"] = cfg.MODEL.ROI_HEADS.TRAIN_ON_DIFFICULT
+        ret["train_on_difficult"] = cfg.MODEL.TRAIN_DIFFICULT_ON
         return ret
 
     def label_and_sample_anchors(
@@ -139,7 +139,7 @@ class RankingRetinaNet(FeatureInputs, RetinaNet):
     def from_config(cls, cfg: CfgNode) -> dict:
         ret = super().from_config(cfg)
         ret["ranking_loss"] = ranking_loss_from_config(cfg, "RETINANET")
-        ret["train_on_difficult"] = cfg.MODEL.ROI_HEADS.TRAIN_ON_DIFFICULT
+        ret["train_on_difficult"] = cfg.MODEL.TRAIN_DIFFICULT_ON
         return ret
 
     @torch.no_grad()

@@ -41,6 +41,8 @@ RANKING_LOSSES = (
     "smooth_ap",
     "direct_ap",
 )
+# Those of them whose step has a width, MODEL.RANKING_LOSS.DELTA.
+STEP_LOSSES = ("ap", "alrp", "rank_sort", "bucketed_rank_sort")
 # Those of them that are for several overlaps, too.
 OVERLAP_LOSSES = ("ap", "smooth_ap")
 FOCAL_LOSSES = ("focal", "quality_focal", "varifocal")
@@ -97,8 +99,8 @@ class RankingLoss(nn.Module):
         if delta is None:
             delta = 0.5 if name in ("rank_sort", "bucketed_rank_sort") else 1.0
         check_positive("MODEL.RANKING_LOSS.DELTA", delta)
-        check_positive("MODEL.RANKING_LOSS.TEMPERATURE", temperature)
-        check_positive("MODEL.RANKING_LOSS.EPSILON", epsilon)
+        check_positive("MODEL.RANKING_LOSS.SMOOTH_AP.TEMPERATURE", temperature)
+        check_positive("MODEL.RANKING_LOSS.DIRECT_AP.EPSILON", epsilon)
         check_positive("box_weight", box_weight)
         self.name = name
         self.delta = delta
@@ -233,19 +235,20 @@ def _check_overlaps(name: str, iou_threshs: Sequence[float] | str | None) -> tup
 
 def ranking_loss_from_config(cfg: CfgNode, part: str, box_weight: float = 1.0) -> RankingLoss:
     """
-    MODEL.RANKING_LOSS and MODEL.PARAMETERIZED_AP as a loss.
+    MODEL.RANKING_LOSS as a loss.
 
     Args:
-        cfg: with both.
+        cfg: the config of the detector.
         part: of the detector, "RPN", "BOX_HEAD" or "RETINANET", each with its own functions.
         box_weight: see :class:`RankingLoss`.
 
     Raises:
-        ValueError, TypeError: an unknown name, a number out of range, overlaps or control points
-            that are none.
+        ValueError, TypeError: an unknown name, a number out of range or of another loss, overlaps
+            or control points that are none.
     """
     settings = cfg.MODEL.RANKING_LOSS
-    functions = cfg.MODEL.PARAMETERIZED_AP[part]
+    keys = settings.PARAMETERIZED_AP
+    functions = keys[part]
     try:
         points = (
             torch.tensor(functions.POINTS, dtype=torch.float64) if len(functions.POINTS) else None
@@ -253,21 +256,25 @@ def ranking_loss_from_config(cfg: CfgNode, part: str, box_weight: float = 1.0) -
         parameterized_ap = ParameterizedAPLoss(
             points=points,
             gradient_scale=functions.GRADIENT_SCALE,
-            form=cfg.MODEL.PARAMETERIZED_AP.FORM,
-            num_ranked=cfg.MODEL.PARAMETERIZED_AP.NUM_RANKED,
+            form=keys.FORM,
+            num_ranked=keys.NUM_RANKED,
         )
-        if points is not None and cfg.MODEL.PARAMETERIZED_AP.FORM != "searched":
-            raise ValueError(
-                f"POINTS: expected none with FORM {cfg.MODEL.PARAMETERIZED_AP.FORM!r}, got some"
-            )
+        if points is not None and keys.FORM != "searched":
+            raise ValueError(f"POINTS: expected none with FORM {keys.FORM!r}, got some")
     except (TypeError, ValueError) as error:
-        raise ValueError(f"MODEL.PARAMETERIZED_AP.{part}: {error}") from error
-    return RankingLoss(
+        raise ValueError(f"MODEL.RANKING_LOSS.PARAMETERIZED_AP.{part}: {error}") from error
+    loss = RankingLoss(
         settings.NAME,
         delta=settings.DELTA or None,
-        temperature=settings.TEMPERATURE,
-        epsilon=settings.EPSILON,
+        temperature=settings.SMOOTH_AP.TEMPERATURE,
+        epsilon=settings.DIRECT_AP.EPSILON,
         iou_threshs=settings.IOU_THRESHS,
         parameterized_ap=parameterized_ap,
         box_weight=box_weight,
     )
+    if settings.DELTA and settings.NAME not in STEP_LOSSES:
+        raise ValueError(
+            f"MODEL.RANKING_LOSS.DELTA: expected 0 with NAME {settings.NAME!r} (only "
+            f"{', '.join(STEP_LOSSES)} take it), got {settings.DELTA}"
+        )
+    return loss

@@ -110,10 +110,10 @@ class BoxROIHeads(ROIHeads):
                 f"got {missing[0]!r}"
             )
         ret["in_features"] = in_features
-        ret["train_on_difficult"] = cfg.MODEL.ROI_HEADS.TRAIN_ON_DIFFICULT
+        ret["train_on_difficult"] = cfg.MODEL.TRAIN_DIFFICULT_ON
         ret["hard_iou_thresh"] = cfg.MODEL.OHEM.NMS_THRESH
-        ret["hard_per_image"] = cfg.MODEL.OHEM.PER_IMAGE
-        ret["test_box_iterations"] = cfg.TEST.BOX_REG_ITERATIONS
+        ret["hard_per_image"] = cfg.MODEL.OHEM.PER_IMAGE_ON
+        ret["test_box_iterations"] = cfg.TEST.BOX_REG.ITERATIONS
         ret["pooler"] = ROIPooler(
             output_size=resolution,
             scales=[1.0 / input_shape[name].stride for name in in_features],
@@ -262,9 +262,10 @@ class BoxROIHeads(ROIHeads):
 
         A proposal's label is the class of the object that it overlaps most if the IoU reaches the
         last of MODEL.ROI_HEADS.IOU_THRESHOLDS, else background (K), or what IOU_LABELS says of
-        lower ones. A proposal whose object is difficult is left out (unless TRAIN_ON_DIFFICULT): it
-        is neither an example of the class nor of the background, and in AP it counts as neither
-        too. So is a proposal over no object that lies in a crowd by as large a share of its area.
+        lower ones. A proposal whose object is difficult is left out (unless
+        MODEL.TRAIN_DIFFICULT_ON): it is neither an example of the class nor of the background, and
+        in AP it counts as neither too. So is a proposal over no object that lies in a crowd by as
+        large a share of its area.
         Sampling takes BATCH_SIZE_PER_IMAGE proposals of an image, at most POSITIVE_FRACTION of them
         foreground (Henderson & Ferrari 2016, section 4.5: 5%).
 
