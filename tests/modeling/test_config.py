@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY, build_model
@@ -32,6 +33,28 @@ def load(leaf):
 
 def test_there_are_leaves():
     assert len(LEAVES) >= 10
+
+
+def depth(path):
+    """Levels of _BASE_ below a config."""
+    bases = yaml.safe_load(path.read_text()).get("_BASE_", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    return max([0, *(1 + depth(path.parent / base) for base in bases)])
+
+
+def test_no_config_has_more_than_three_levels_of_bases():
+    depths = {str(path.relative_to(CONFIGS)): depth(path) for path in CONFIGS.rglob("*.yaml")}
+    assert [path for path, levels in depths.items() if levels > 3] == []
+    assert max(depths.values()) > 1
+
+
+def test_no_two_leaves_differ_at_test_only():
+    found = {}
+    for leaf in LEAVES:
+        cfg = load(leaf)
+        del cfg["TEST"], cfg["OUTPUT_DIR"]
+        found.setdefault(json.dumps(cfg), []).append(leaf)
+    assert [leaves for leaves in found.values() if len(leaves) > 1] == []
 
 
 @pytest.mark.parametrize("leaf", LEAVES)
@@ -292,15 +315,15 @@ OVERLAPS = [
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("in_file", "in_line", "expected"), OVERLAPS)
 def test_overlaps_are_a_list_or_the_word_coco(tmp_path, way, in_file, in_line, expected):
-    yaml = tmp_path / "config.yaml"
+    file = tmp_path / "config.yaml"
     # In one base and one leaf, so that each replaces the other kind.
     other = "[0.7, 0.8]" if in_file == "coco" else "coco"
     base = tmp_path / "base.yaml"
     base.write_text(f"MODEL:\n  MAP_LOSS:\n    AP_TYPE: area\n    IOU_THRESHS: {other}\n")
     leaf = in_file if way == "the file" else other
-    yaml.write_text(f"_BASE_: base.yaml\nMODEL:\n  MAP_LOSS:\n    IOU_THRESHS: {leaf}\n")
+    file.write_text(f"_BASE_: base.yaml\nMODEL:\n  MAP_LOSS:\n    IOU_THRESHS: {leaf}\n")
     overrides = [] if way == "the file" else ["MODEL.MAP_LOSS.IOU_THRESHS", in_line]
-    cfg = load_config("" if way == "the command line" else str(yaml), overrides)
+    cfg = load_config("" if way == "the command line" else str(file), overrides)
     cfg.MODEL.MAP_LOSS.AP_TYPE = "area"
     assert map_loss_from_config(cfg).settings.iou_threshs == expected
     again = tmp_path / "again.yaml"

@@ -14,7 +14,7 @@ from tests.tiny import REPOSITORY
 
 BOXES = ["MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT", 1.0]
 REGRESSED = [*BOXES, "MODEL.MAP_LOSS.BOX_REG.BOXES", "regressed"]
-REGRESSED += ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 0]
+REGRESSED += ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 0, "MODEL.MAP_LOSS.IOU_THRESHS", "coco"]
 SOFTMAX = ["MODEL.ROI_HEADS.NAME", "SoftmaxROIHeads", *BOXES]
 OHEM = ["MODEL.ROI_HEADS.NAME", "OHEMROIHeads", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 3]
 RANKING = ["MODEL.ROI_HEADS.NAME", "RankingROIHeads", *BOXES]
@@ -175,7 +175,7 @@ def test_booleans_end_in_on_or_are_called_enabled(added_keys):
 def outcome(cfg, overrides):
     """
     Of a detector: shapes of its outputs and parameters, the number of windows in each pass of
-    training through its head, its losses, and its detections.
+    training through its head, its losses and their gradients, and its detections.
     """
     cfg = cfg.clone()
     cfg.merge_from_list([x if isinstance(x, str) else repr(x) for x in overrides])
@@ -191,6 +191,8 @@ def outcome(cfg, overrides):
     torch.manual_seed(0)
     losses = model(make_batch(4))
     found += [f"{name} {value:.5f}" for name, value in losses.items()]
+    sum(losses.values()).backward()
+    found += [f"gradient {x.grad.norm():.4g}" for x in model.parameters() if x.grad is not None]
     with torch.no_grad():
         for x in model.eval()(make_batch(4)):
             boxes = torch.cat([x["instances"].pred_boxes.tensor, x["instances"].scores[:, None]], 1)

@@ -12,7 +12,13 @@ import sys
 import pytest
 from maploss.engine import load_config
 
-PAGES = ["docs/results.md", "docs/evaluation.md", "docs/metrics.md", "docs/feature_cache.md"]
+PAGES = [
+    "docs/results.md",
+    "docs/reproduce.md",
+    "docs/evaluation.md",
+    "docs/metrics.md",
+    "docs/feature_cache.md",
+]
 # Instead of running them: writes the arguments of `python`, and what `make` would run.
 STUBS = r"""
 set -eu
@@ -79,7 +85,7 @@ def test_the_commands_of_a_page_run_as_they_are_written(page, root, monkeypatch)
         line = " ".join(arguments)
         # What a shell leaves of braces with blanks, and what is left to the reader.
         assert not [x for x in arguments if x.startswith("{") or "..." in x], line
-        for path in re.findall(r"(?:configs|tools)/[\w/.-]+", line):
+        for path in re.findall(r"(?:configs|tools)/[\w/.+-]+", line):
             assert (root / path).exists(), line
         with monkeypatch.context() as patch:
             try:
@@ -91,3 +97,32 @@ def test_the_commands_of_a_page_run_as_they_are_written(page, root, monkeypatch)
             # What an earlier command writes is not there.
             is_here = path and not path.startswith("output/")
             load_config(str(root / path) if is_here else "", overrides)
+
+
+# Of the papers that docs/reproduce.md reproduces.
+PAPERS = ["Fast-RCNN", "OHEM", "Henderson-Ferrari"]
+
+
+def test_each_config_of_a_paper_has_its_command(root):
+    commands = [" ".join(x) for x in shell_commands("docs/reproduce.md", root)]
+    paths = [path for paper in PAPERS for path in sorted((root / "configs" / paper).iterdir())]
+    leaves = [str(x.relative_to(root)) for x in paths if not x.name.startswith("Base-")]
+    assert len(leaves) > 50
+    trained = [x for x in commands if x.startswith("train_net.py --config-file ")]
+    assert [x for x in leaves if not any(f" {x} " in f"{y} " for y in trained)] == []
+
+
+def test_each_row_of_a_papers_table_names_configs_that_are_there(root):
+    folder, rows = None, 0
+    for line in (root / "docs/reproduce.md").read_text().splitlines():
+        if heading := re.match(r"\| table \| config \(`(configs/[\w-]+)/`\)", line):
+            folder = root / heading[1]
+        elif line.startswith("| ") and folder:
+            names = re.findall(r"`([^`]+)`", line.split("|")[2])
+            # "`S_`, `M_`, `L_stage_wise`" has the ending of the last for all.
+            ending = names[-1].partition("_")[2] if names[0].endswith("_") else ""
+            for name in names:
+                name += ending if name.endswith("_") else ""
+                assert (folder / f"{name}.yaml").is_file(), line
+            rows += 1
+    assert rows > 40
