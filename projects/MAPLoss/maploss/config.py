@@ -50,12 +50,10 @@ def _add_detector(cfg: CfgNode) -> None:
     # Source: Girshick 2015, section 4.4.
     cfg.MODEL.ROI_BOX_HEAD.SVD_RANKS = []
     # Of MODEL.ROI_BOX_HEAD.NAME "FullyConnectedHead": fc6 and fc7 of the networks of Fast R-CNN.
-    head = cfg.MODEL.ROI_BOX_HEAD.FULLY_CONNECTED = CfgNode()
-    # Widths of the layers.
+    cfg.MODEL.ROI_BOX_HEAD.FULLY_CONNECTED = CfgNode()
+    # Widths of the layers; half of their outputs are dropped in training.
     # Unit: outputs.
-    head.DIMS = [4096, 4096]
-    # Share of the outputs that are dropped in training, in [0, 1).
-    head.DROPOUT = 0.5
+    cfg.MODEL.ROI_BOX_HEAD.FULLY_CONNECTED.DIMS = [4096, 4096]
 
 
 def _add_map_loss(cfg: CfgNode) -> None:

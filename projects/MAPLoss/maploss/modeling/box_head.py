@@ -48,7 +48,7 @@ class FullyConnectedHead(nn.Module):
     """
 
     @configurable
-    def __init__(self, input_shape: ShapeSpec, *, fc_dims: Sequence[int], dropout: float):
+    def __init__(self, input_shape: ShapeSpec, *, fc_dims: Sequence[int], dropout: float = 0.5):
         """
         Args:
             input_shape: of the pooled features of one proposal. fc_dims: widths of fc6, fc7, and so
@@ -77,7 +77,6 @@ class FullyConnectedHead(nn.Module):
         return {
             "input_shape": input_shape,
             "fc_dims": cfg.MODEL.ROI_BOX_HEAD.FULLY_CONNECTED.DIMS,
-            "dropout": cfg.MODEL.ROI_BOX_HEAD.FULLY_CONNECTED.DROPOUT,
         }
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
