@@ -2,9 +2,11 @@
 import contextlib
 import io
 import pickle
+from collections import OrderedDict
 
 import numpy as np
 import pytest
+from detectron2.structures import BoxMode
 from maploss.utils.safe_pickle import load_arrays
 
 RECONSTRUCT, (NDARRAY, *_), _ = np.zeros(1).__reduce__()
@@ -141,3 +143,46 @@ def test_a_pickle_changes_nothing_for_the_next_one():
             with contextlib.suppress(pickle.UnpicklingError, TypeError, AttributeError):
                 load_arrays(io.BytesIO(b"\x80\x02" + name + state + b"b."))
     assert load(np.arange(3.0)).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("mode", BoxMode)
+def test_a_mode_of_boxes_that_an_early_python_3_11_pickled_by_name_is_its_number(mode, protocol):
+    content = {"bbox_mode": Calls(getattr, (BoxMode, mode.name))}
+    assert b"getattr" in pickle.dumps(content, protocol=protocol)
+    (found,) = load(content, protocol).values()
+    assert (type(found), found) == (int, mode.value)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize(
+    "args",
+    [
+        (BoxMode, "convert"),
+        (BoxMode, "__class__"),
+        (BoxMode, "function"),
+        (BoxMode, b"XYXY_ABS"),
+        (BoxMode, ["XYXY_ABS"]),
+        (BoxMode.XYXY_ABS, "__class__"),
+        (Calls(getattr, (BoxMode, "XYXY_ABS")), "__class__"),
+        (OrderedDict, "fromkeys"),
+        (OrderedDict, "XYXY_ABS"),
+        (getattr, "XYXY_ABS"),
+        (np.ndarray, "tofile"),
+        (np.zeros(1), "tofile"),
+        ("text", "format"),
+        (int, "XYXY_ABS"),
+    ],
+)
+def test_no_attribute_but_a_mode_of_boxes_can_be_had(args, protocol):
+    with pytest.raises(pickle.UnpicklingError, match=r"getattr with a mode|plain containers only"):
+        load(Calls(getattr, args), protocol)
+
+
+@pytest.mark.parametrize("as_slots", [False, True])
+def test_a_function_takes_no_state_by_which_it_would_pass_for_the_modes_of_boxes(as_slots):
+    name = pickle.dumps(OrderedDict, protocol=2)[2:-1]
+    state = {"function": BoxMode}
+    state = pickle.dumps((None, state) if as_slots else state, protocol=2)[2:-1]
+    with pytest.raises(pickle.UnpicklingError, match="no state for a function"):
+        load_arrays(io.BytesIO(b"\x80\x02" + name + state + b"b."))

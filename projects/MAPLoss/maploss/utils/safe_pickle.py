@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import IO, Any
 
 import numpy as np
+from detectron2.structures import BoxMode
 
 
 def load_arrays(file: IO[bytes]) -> Any:
@@ -34,8 +35,28 @@ class _Unpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(
                 f"expected arrays and plain containers only, got {module}.{name}"
             )
-        # A function of its own: a pickle can set the attributes of what it gets.
-        return lambda *args: known(*args)
+        return _Function(known)
+
+
+class _Function:
+    """A function for a pickle, which could set the attributes of what it gets."""
+
+    def __init__(self, function: Callable) -> None:
+        self.function = function
+
+    def __call__(self, *args: object) -> Any:
+        return self.function(*args)
+
+    def __setstate__(self, state: object) -> None:
+        raise pickle.UnpicklingError("expected no state for a function")
+
+
+def _box_mode(owner: object, name: object) -> int:
+    """`getattr(BoxMode, "XYXY_ABS")`, as the first Pythons 3.11 pickle it; no other attribute."""
+    is_box_mode = isinstance(owner, _Function) and owner.function is _KNOWN[_BOX_MODE]
+    if not is_box_mode or not isinstance(name, str) or name not in BoxMode.__members__:
+        raise pickle.UnpicklingError("expected getattr with a mode of boxes only")
+    return int(BoxMode[name])
 
 
 def _encode(text: str, encoding: str) -> bytes:
@@ -120,10 +141,13 @@ _NUMPY: dict[str, Callable] = {
     "dtype": _DType,
     "scalar": _scalar,
 }
+_BOX_MODE = ("detectron2.structures.boxes", "BoxMode")
 _KNOWN: dict[tuple[str, str], Callable] = {
     ("_codecs", "encode"): _encode,
     ("__builtin__", "bytes"): lambda: b"",  # as protocol 2 has none
     ("builtins", "list"): list,
     ("collections", "OrderedDict"): OrderedDict,
-    ("detectron2.structures.boxes", "BoxMode"): int,
+    ("__builtin__", "getattr"): _box_mode,
+    ("builtins", "getattr"): _box_mode,
+    _BOX_MODE: int,
 }
