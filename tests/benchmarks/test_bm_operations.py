@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from maploss.layers import MAPLossSettings
 
 from benchmarks import bm_operations
 
@@ -43,6 +44,20 @@ def test_operations_and_synchronisations_are_within_their_limits(count, name):
 def test_neither_classes_nor_overlaps_take_more_operations(count):
     for large, small in zip(count(bm_operations.LARGE), count(bm_operations.SMALL), strict=True):
         assert small == pytest.approx(large, rel=bm_operations.MOST_DIFFERENCE)
+
+
+def test_one_class_is_ranked_once_whether_classes_are_pooled_or_not(count):
+    def sorts_and_all(pooled):
+        settings = MAPLossSettings(pooled=pooled, box_gradient="error_driven")
+        case = bm_operations.Case("", 1, 1, settings, 0, 0)
+        counts = bm_operations.count_operations(
+            bm_operations.make_work(case, torch.device("cpu"))
+        ).all
+        return sum(n for name, n in counts.items() if "sort" in name), counts.total()
+
+    by_class, joint = sorts_and_all(0.0), sorts_and_all(1.0)
+    assert joint[0] == by_class[0]
+    assert joint[1] < by_class[1] + 10
 
 
 def test_all_cases_are_held():

@@ -105,7 +105,8 @@ def rank_minibatch(
     joint = pooled_ap = None
     if share > 0:
         joint = ranking.in_one_list(pool.num_objects)
-        pooled_ap = average_precisions(joint, settings.ap_type)[:, 0]
+        pooled_ap = ap if joint is ranking else average_precisions(joint, settings.ap_type)
+        pooled_ap = pooled_ap[:, 0]
         value = value + share * pooled_ap.nan_to_num(nan=0.0).mean()
     ap = ap.new_full((num_overlaps, num_classes), float("nan")).index_copy_(1, pool.ranked, ap)
     timer.stop()

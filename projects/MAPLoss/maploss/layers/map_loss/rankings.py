@@ -94,7 +94,10 @@ class Ranking(NamedTuple):
         """
         The detections of all classes as if they were of one. Ties are in the order of the classes,
         then of the input: with several processes as with one, whose input is class by class.
+        One class has its list already.
         """
+        if len(self.num_gt) == 1:
+            return self
         detections = self.detections._replace(classes=torch.zeros_like(self.detections.classes))
         ranking = self.of(detections, self.num_gt.sum()[None], num_objects, self.num_overlaps)
         return ranking._replace(order=self.order[ranking.order])
