@@ -6,7 +6,7 @@ import numpy as np
 from .ranking_losses import step
 
 
-def error_driven_gradient(scores, matched_gt, num_gt, is_kept, margin, transitivity="label_aware"):
+def error_driven_gradient(scores, matched_gt, num_gt, is_kept, margin, transitivity):
     """Ties keep their input order; the windows of difficult objects (-2) take no part."""
     order = np.argsort(-np.asarray(scores), kind="stable").tolist()
     tps, fps = {}, []

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from maploss.layers import average_precision, error_driven_gradient
+from maploss.layers import MAPLossSettings, average_precision, error_driven_gradient
 
 from tests.reference import error_driven_gradient as reference
 
@@ -102,11 +102,14 @@ def hidden_list(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("margin", [0.05, 1.0])
-def test_hidden_windows_over_objects_are_pushed_as_by_the_definition(margin):
+@pytest.mark.parametrize("transitivity", ["label_aware", "object_aware"])
+def test_hidden_windows_over_objects_are_pushed_as_by_the_definition(margin, transitivity):
     for seed in range(30):
         scores, matched, is_kept = hidden_list(seed)
-        gradient = error_driven_gradient(scores, matched, 6, is_kept, margin=margin)
-        expected = reference.error_driven_gradient(scores.numpy(), matched, 6, is_kept, margin)
+        args, settings = (scores, matched, 6, is_kept), {"margin": margin}
+        gradient = error_driven_gradient(*args, transitivity=transitivity, **settings)
+        args = scores.numpy(), *args[1:]
+        expected = reference.error_driven_gradient(*args, **settings, transitivity=transitivity)
         torch.testing.assert_close(gradient, torch.from_numpy(expected).to(gradient))
         assert (gradient[~is_kept & (matched >= 0)] > 0).any()
         assert not gradient[~is_kept & (matched < 0)].any()
@@ -162,5 +165,8 @@ def test_an_object_weighs_as_much_with_many_windows_as_with_one():
     # Tied: object 1 has object 0's true positive above it and rank 3, not 2.
     assert aware[1:5].sum().item() == pytest.approx(1 / 4)
     assert aware[5].item() == pytest.approx(1 / 6)
+    by_default = error_driven_gradient(*args)
+    assert torch.equal(by_default, aware)
+    assert MAPLossSettings().transitivity == "object_aware"
     alone = error_driven_gradient(*args, transitivity="label_aware")
     assert alone[1:5].sum().item() == pytest.approx(4 / 4)

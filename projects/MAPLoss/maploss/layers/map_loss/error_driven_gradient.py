@@ -4,12 +4,14 @@ The error-driven gradient of AP after NMS: all pairs in the wrong order, not the
 
 Four windows of one class with scores 3.0, 2.5, 2.0, 1.6 and one object, margin 1. The first is a
 false positive, the third the object's true positive, the fourth a window over the same object that
-NMS suppresses; the second lies over nothing and is suppressed: it takes no part.
+NMS suppresses; the second lies over nothing and is suppressed: it takes no part. With
+`transitivity` "label_aware":
 
 H(d) = clamp(d / 2 + 1/2, 0, 1) says how far a score d higher is "above". For the third window
 H(3.0 - 2.0) = 1, its rank is 1 + 1, its precision lacks 1/2: it is pushed up by 1/2, the first one
 down by as much. The fourth, ranked as if it were kept, has H(1.4) = 1, too: another 1/2.
-The gradient is (-1, 0, 1/2, 1/2).
+The gradient is (-1, 0, 1/2, 1/2). By default, "object_aware", the two windows over the object share
+its weight: (-1/2, 0, 1/4, 1/4).
 
 Shape letters: n detections, q of them over an object, P classes, T overlaps.
 """
@@ -25,6 +27,7 @@ from .detections import Detections
 from .rankings import Matched, Ranking, running_sums
 
 ERROR_DRIVEN_TRANSITIVITIES = ("label_aware", "object_aware", "none")
+DEFAULT_TRANSITIVITY = "object_aware"
 # Beyond these float32 scores underflow or overflow.
 _LEAST_MARGIN, _LARGEST_MARGIN = 1e-6, 1e6
 
@@ -43,7 +46,7 @@ def error_driven_gradient(
     is_kept: torch.Tensor | None = None,
     *,
     margin: float = 1.0,
-    transitivity: str = "label_aware",
+    transitivity: str = DEFAULT_TRANSITIVITY,
 ) -> torch.Tensor:
     """
     What raises AP after NMS, as one push apart for each pair of a true and a false positive that
@@ -77,7 +80,7 @@ def error_driven_gradient(
         is_kept: (R,) bool, what NMS keeps; None means all.
         margin: in units of the scores, 1e-6 to 1e6; a true positive is safe from false positives so
             far below it.
-        transitivity: "label_aware", "object_aware" or "none".
+        transitivity: "object_aware", "label_aware" or "none".
 
     Returns:
         (R,) of the scores' dtype: the direction in which AP rises.
@@ -91,7 +94,7 @@ def error_driven_gradient(
         >>> scores, matched_gt = torch.tensor([3.0, 2.5, 2.0, 1.6]), torch.tensor([-1, -1, 0, 0])
         >>> is_kept = torch.tensor([True, False, True, False])
         >>> error_driven_gradient(scores, matched_gt, 1, is_kept)
-        tensor([-1.0000,  0.0000,  0.5000,  0.5000])
+        tensor([-0.5000,  0.0000,  0.2500,  0.2500])
     """
     check_detections(scores, matched_gt, num_gt)
     check_choice("transitivity", transitivity, ERROR_DRIVEN_TRANSITIVITIES)

@@ -11,7 +11,11 @@ from ..average_precision import AP_TYPES
 from ..checks import check_choice
 from ..steps.nms_ap_steps import TRANSITIVITIES
 from ..steps.pseudo_gradient import ESTIMATORS, PAIRINGS
-from .error_driven_gradient import ERROR_DRIVEN_TRANSITIVITIES, check_margin
+from .error_driven_gradient import (
+    DEFAULT_TRANSITIVITY,
+    ERROR_DRIVEN_TRANSITIVITIES,
+    check_margin,
+)
 
 GRADIENTS = ("error_driven", *ESTIMATORS, "reinforce")
 BOX_GRADIENTS = ("none", "error_driven", *ESTIMATORS)
@@ -25,7 +29,7 @@ _GRADIENTS_OF_FIELD = {
     "noise": ("reinforce",),
 }
 _DEFAULT_TRANSITIVITIES = {
-    "error_driven": "object_aware",
+    "error_driven": DEFAULT_TRANSITIVITY,
     **dict.fromkeys(ESTIMATORS, "label_aware"),
 }
 # .5, .55, .., .95, each the float nearest to its decimal.
