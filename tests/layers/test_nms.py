@@ -3,7 +3,7 @@ import pytest
 import torch
 from detectron2.layers import batched_nms
 from maploss.layers import nms_record
-from maploss.layers.box_iou import paired_iou
+from maploss.layers.box_iou import iou_of_sides, paired_iou
 from maploss.layers.nms import (
     _groups_by_size,
     find_overlaps,
@@ -169,6 +169,29 @@ def test_overlaps_are_found_in_parts(monkeypatch):
     pairs = [sorted(zip(x.first.tolist(), x.second.tolist(), strict=True)) for x in (whole, parts)]
     assert pairs[0] == pairs[1]
     assert all(first < second for first, second in pairs[0])
+
+
+def test_overlaps_of_groups_of_any_size_are_those_of_all_pairs():
+    boxes, _, _ = random_groups(3, 40)
+    groups = torch.arange(120).sqrt().long()
+    masks = reference.overlap_masks(boxes.float().numpy(), groups.numpy(), 0.3)
+    overlaps = find_overlaps(boxes, groups, 0.3)
+    found = set(zip(overlaps.first.tolist(), overlaps.second.tolist(), strict=True))
+    assert len(found) == len(overlaps.first)
+    assert found == {(i, j) for i in range(120) for j in range(i + 1, 120) if masks[i] >> j & 1}
+
+
+def test_sides_of_boxes_are_in_one_piece_where_all_pairs_are_compared(monkeypatch):
+    strides = []
+
+    def record(sides1, sides2):
+        strides.extend(x.stride(-1) for x in sides2)
+        return iou_of_sides(sides1, sides2)
+
+    monkeypatch.setattr("maploss.layers.nms.iou_of_sides", record)
+    boxes, _, groups = random_groups(3, 40)
+    find_overlaps(boxes, groups, 0.3)
+    assert strides == [1] * 4
 
 
 def test_images_of_different_numbers_of_windows_share_matrices_of_their_size():
