@@ -4,7 +4,7 @@ Reads a whole data set, images too, and lists what is wrong with it, a line each
 
     python tools/check_dataset.py voc_2007_trainval [--config-file CONFIG.yaml] [KEY VALUE ...]
 
-A data set of your own, in VOC's layout or COCO's form, is declared in the config or at the end:
+A data set of your own (voc, coco, yolo, csv) is declared in the config or at the end:
 DATASETS.DECLARED "[{...}]", as in the README. Exit status 1 where something is wrong.
 """
 
@@ -12,8 +12,7 @@ import argparse
 import sys
 
 import maploss  # noqa: F401 (registers the data sets)
-from detectron2.data import MetadataCatalog
-from maploss.data.check_dataset import check_coco, check_voc
+from maploss.data.check_dataset import check_dataset
 from maploss.data.declared import check_registered, register_declared_datasets
 from maploss.engine import load_config
 
@@ -31,14 +30,7 @@ def main() -> int:
         cfg = load_config(args.config_file, overrides)
         register_declared_datasets(cfg.DATASETS.DECLARED)
         check_registered(args.dataset)
-        metadata = MetadataCatalog.get(args.dataset)
-        if hasattr(metadata, "json_file"):
-            problems = check_coco(metadata.json_file, metadata.image_root)
-        elif hasattr(metadata, "dirname"):
-            problems = check_voc(metadata.dirname, metadata.split, metadata.thing_classes)
-        else:
-            raise ValueError(f"{args.dataset!r} is neither in VOC's layout nor in COCO's form")
-        for problem in problems:
+        for problem in check_dataset(args.dataset):
             count += 1
             print(problem, flush=True)
     except (OSError, ValueError) as error:

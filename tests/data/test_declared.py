@@ -58,7 +58,11 @@ def test_declaring_again_as_a_second_run_in_one_process_does_is_fine(entry):
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
-        ({"FORMAT": "yolo"}, ValueError, "FORMAT 'voc' or 'coco', got.*'declared_in_a_test'"),
+        (
+            {"FORMAT": "kitti"},
+            ValueError,
+            "'yolo' or 'csv', got.*'declared_in_a_test'",
+        ),
         ({"FORMAT": "coco"}, ValueError, "expected the keys.*for FORMAT 'coco', got.*CLASSES"),
         ({"SPLIT": 5}, ValueError, "'declared_in_a_test'.*SPLIT to be a string, got 5"),
         ({"CLASSES": "cell"}, ValueError, "CLASSES.*got 'cell'"),
@@ -67,7 +71,10 @@ def test_declaring_again_as_a_second_run_in_one_process_does_is_fine(entry):
         ({"AP_TYPE": "ap50"}, ValueError, "AP_TYPE.*'ap50'"),
         ({"ROOT": "/no/such/folder"}, FileNotFoundError, "ROOT.*/no/such/folder"),
         ({"NAME": "voc_2007_train"}, ValueError, "'voc_2007_train'.*taken"),
-        ({"ANNOTATIONS": "x"}, ValueError, "expected the keys.*ANNOTATIONS"),
+        ({"MASKS": "x"}, ValueError, "expected the keys.*MASKS"),
+        ({"IMAGES": 5}, ValueError, "IMAGES to be a string, got 5"),
+        ({"PART": [0.8, 0.2]}, ValueError, "begin < end.*got .0.8, 0.2."),
+        ({"PART": "half"}, ValueError, "PART to be .begin, end., got 'half'"),
     ],
 )
 def test_a_wrong_entry_is_named(entry, change, error, says):

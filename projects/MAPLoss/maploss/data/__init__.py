@@ -6,10 +6,11 @@ from .declared import register_declared_datasets
 from .mapper import MAPDatasetMapper
 from .proposal_files import proposal_files_for
 from .shapes import shapes_proposal_file
-from .voc import load_voc, register_voc
+from .voc import VOCFolders, load_voc, register_voc
 
 __all__ = [
     "MAPDatasetMapper",
+    "VOCFolders",
     "load_voc",
     "proposal_files_for",
     "register_builtin_datasets",

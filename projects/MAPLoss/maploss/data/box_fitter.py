@@ -8,6 +8,9 @@ from ..utils.warn_once import warn_once
 
 logger = logging.getLogger(__name__)
 
+# Rounded coordinates, such as those of YOLO's files, reach outside by less than this many pixels.
+TOLERANCE = 0.5
+
 
 class BoxFitter:
     """Fits boxes into their images and counts for one warning what had to be done."""
@@ -20,7 +23,7 @@ class BoxFitter:
         self, box: Sequence[float], width: int, height: int, image_id: object
     ) -> list[float] | None:
         """
-        The part of a box that lies in its image.
+        The part of a box that lies in its image; half a pixel too much is no fault.
 
         Args:
             box: XYXY in pixels. width, height: of the image. image_id: told in the warning.
@@ -33,7 +36,7 @@ class BoxFitter:
         if fitted[2] <= fitted[0] or fitted[3] <= fitted[1]:
             self.dropped.append(str(image_id))
             return None
-        if fitted != list(box):
+        if overhang(box, width, height) > TOLERANCE:
             self.clipped.append(str(image_id))
         return fitted
 
@@ -46,3 +49,9 @@ class BoxFitter:
                 f"{source}: {len(self.clipped)} boxes reached outside their image and were "
                 f"clipped, {len(self.dropped)} of zero area were dropped ({examples[:200]})",
             )
+
+
+def overhang(box: Sequence[float], width: int, height: int) -> float:
+    """By how many pixels a box reaches outside its image at most; 0 for one that does not."""
+    x1, y1, x2, y2 = box
+    return max(0.0, -x1, -y1, x2 - width, y2 - height)

@@ -7,7 +7,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES as VOC_CLASS_NAMES
 
 from .shapes import register_shapes
-from .voc import register_voc
+from .voc import VOCFolders, register_voc
 
 _VOC_SPLITS = {
     2007: ("train", "val", "trainval", "test", "train_mini", "val_mini", "test_mini"),
@@ -28,5 +28,6 @@ def register_builtin_datasets() -> None:
         ap_type = "voc07" if year == 2007 else "area"
         for split in splits:
             name = f"voc_{year}_{split}"
-            register_voc(name, os.path.join(root, f"VOC{year}"), split, VOC_CLASS_NAMES, ap_type)
+            folders = VOCFolders(os.path.join(root, f"VOC{year}"))
+            register_voc(name, folders, split, VOC_CLASS_NAMES, ap_type)
             MetadataCatalog.get(name).set(year=year, evaluator_type="pascal_voc")

@@ -9,12 +9,26 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ..layers.average_precision import AP_TYPES
 from ..layers.checks import check_choice
 from .coco import register_coco
-from .voc import register_voc
+from .csv_boxes import register_csv
+from .part import take_part
+from .voc import VOCFolders, register_voc
+from .yolo import find_config, read_config, register_yolo
 
-_FORMATS = ("voc", "coco")
-_REQUIRED = {"voc": {"NAME", "FORMAT", "ROOT", "SPLIT", "CLASSES"}}
-_REQUIRED["coco"] = _REQUIRED["voc"] - {"CLASSES"}
-_OPTIONAL = {"voc": {"AP_TYPE": "area"}, "coco": {"AP_TYPE": "coco101", "IMAGES": None}}
+FORMATS = ("voc", "coco", "yolo", "csv")
+_REQUIRED = {
+    "voc": {"NAME", "FORMAT", "ROOT", "SPLIT", "CLASSES"},
+    "coco": {"NAME", "FORMAT", "ROOT", "SPLIT"},
+    "yolo": {"NAME", "FORMAT", "ROOT", "SPLIT"},
+    "csv": {"NAME", "FORMAT", "ROOT", "SPLIT", "CLASSES"},
+}
+_OPTIONAL: dict[str, dict] = {
+    "voc": {"IMAGES": "JPEGImages", "ANNOTATIONS": "Annotations"},
+    "coco": {"AP_TYPE": "coco101", "IMAGES": None},
+    "yolo": {"CLASSES": None},
+    "csv": {"IMAGES": ""},
+}
+_ALL_OPTIONAL = {"AP_TYPE": "area", "PART": [0.0, 1.0]}
+_STRINGS = ("NAME", "ROOT", "SPLIT", "IMAGES", "ANNOTATIONS")
 
 
 def register_declared_datasets(declared: Sequence[dict]) -> None:
@@ -24,13 +38,21 @@ def register_declared_datasets(declared: Sequence[dict]) -> None:
     Args:
         declared: one dictionary for each, with NAME (for DATASETS.TRAIN and TEST) and
 
-            - FORMAT "voc": ROOT holds Annotations, ImageSets and JPEGImages; SPLIT means
-              ImageSets/Main/<SPLIT>.txt; CLASSES, all names in order.
+            - FORMAT "voc": SPLIT means ImageSets/Main/<SPLIT>.txt below ROOT, or is the path of
+              another list that ends in .txt, or "*" for all XML files. CLASSES, all names in order.
+              ANNOTATIONS and IMAGES, not needed, are other folders than Annotations and JPEGImages.
             - FORMAT "coco": SPLIT is the path of a json file below ROOT, with the images beside it,
               or a name that means annotations/instances_<SPLIT>.json with the images in <SPLIT>.
               IMAGES, not needed, is another folder of the images below ROOT. The classes are those
               of the file.
-            - AP_TYPE, not needed: "area" (the default of "voc"), "voc07" or "coco101" (of "coco").
+            - FORMAT "yolo": SPLIT is "train", "val" or "test", a key of data.yaml in ROOT, or a
+              folder of images below ROOT, or a list of images that ends in .txt. CLASSES, not
+              needed, are the `names` of data.yaml.
+            - FORMAT "csv": SPLIT is the path of the table below ROOT. IMAGES, not needed, is the
+              folder of the images if it is not ROOT. CLASSES, all names in order.
+            - AP_TYPE, not needed: "area" (the default), "voc07" or "coco101" (that of "coco").
+            - PART, not needed: [begin, end], shares of the images in a fixed random order; [0, .8]
+              and [.8, 1] divide a data set without splits.
 
     Raises:
         ValueError: a key that is missing, unknown, or of a wrong value, a name declared twice or
@@ -56,11 +78,12 @@ def _checked(entry: dict) -> dict:
     """The entry with its defaults filled in."""
     where = "DATASETS.DECLARED"
     style = entry.get("FORMAT") if isinstance(entry, dict) else None
-    if style not in _FORMATS:
+    if style not in FORMATS:
         raise ValueError(
-            f"{where}: expected dictionaries with FORMAT 'voc' or 'coco', got {entry!r}"
+            f"{where}: expected dictionaries with FORMAT 'voc', 'coco', 'yolo' or 'csv', got "
+            f"{entry!r}"
         )
-    required, optional = _REQUIRED[style], _OPTIONAL[style]
+    required, optional = _REQUIRED[style], {**_ALL_OPTIONAL, **_OPTIONAL[style]}
     if not required <= set(entry) <= required | set(optional):
         raise ValueError(
             f"{where}: expected the keys {sorted(required)} and perhaps {sorted(optional)} for "
@@ -69,7 +92,7 @@ def _checked(entry: dict) -> dict:
     entry = {**optional, **entry}
     where = f"{where} {entry['NAME']!r}"
     check_choice(f"{where}: AP_TYPE", entry["AP_TYPE"], AP_TYPES)
-    for key in ("NAME", "ROOT", "SPLIT", "IMAGES"):
+    for key in _STRINGS:
         if key in required and not (isinstance(entry[key], str) and entry[key]):
             raise ValueError(f"{where}: expected {key} to be a string, got {entry[key]!r}")
         if key in optional and not isinstance(entry[key], str | None):
@@ -77,33 +100,79 @@ def _checked(entry: dict) -> dict:
     entry["ROOT"] = os.path.expanduser(entry["ROOT"])
     if not os.path.isdir(entry["ROOT"]):
         raise FileNotFoundError(f"{where}: ROOT is no folder: {entry['ROOT']}")
-    if style == "voc":
-        classes = entry["CLASSES"]
-        is_list = isinstance(classes, list | tuple) and all(isinstance(x, str) for x in classes)
-        if not (is_list and classes and len(set(classes)) == len(classes)):
-            raise ValueError(
-                f"{where}: expected CLASSES, a list of different names, got {classes!r}"
-            )
+    _check_part(where, entry["PART"])
+    if style == "yolo" and entry["CLASSES"] is None:
+        config = find_config(entry["ROOT"])
+        if config is None:
+            raise ValueError(f"{where}: expected CLASSES, since {entry['ROOT']} has no data.yaml")
+        entry["CLASSES"] = read_config(config)["names"]
+    if style != "coco":
+        _check_classes(where, entry["CLASSES"])
     name = entry["NAME"]
     if name in DatasetCatalog and not MetadataCatalog.get(name).get("is_declared", False):
         raise ValueError(f"{where}: this name is taken by another data set")
     return entry
 
 
+def _check_part(where: str, part: object) -> None:
+    is_pair = isinstance(part, list | tuple) and len(part) == 2
+    if not (is_pair and all(isinstance(x, int | float) for x in part)):  # type: ignore[union-attr]
+        raise ValueError(f"{where}: expected PART to be [begin, end], got {part!r}")
+    begin, end = part  # type: ignore[misc]
+    if not 0 <= begin < end <= 1:
+        raise ValueError(f"{where}: expected PART with 0 <= begin < end <= 1, got {part!r}")
+
+
+def _check_classes(where: str, classes: object) -> None:
+    is_list = isinstance(classes, list | tuple) and all(isinstance(x, str) for x in classes)
+    if not (is_list and classes and len(set(classes)) == len(classes)):  # type: ignore
+        raise ValueError(f"{where}: expected CLASSES, a list of different names, got {classes!r}")
+
+
 def _register(entry: dict) -> None:
     name, root, split = entry["NAME"], entry["ROOT"], entry["SPLIT"]
     if entry["FORMAT"] == "voc":
-        register_voc(name, root, split, entry["CLASSES"], entry["AP_TYPE"])
+        folders = VOCFolders(root, entry["ANNOTATIONS"], entry["IMAGES"])
+        register_voc(name, folders, split, entry["CLASSES"], entry["AP_TYPE"])
+    elif entry["FORMAT"] == "yolo":
+        register_yolo(name, root, split, entry["CLASSES"], entry["AP_TYPE"])
+    elif entry["FORMAT"] == "csv":
+        images = os.path.join(root, entry["IMAGES"])
+        _check_images(name, images)
+        table = os.path.join(root, split)
+        register_csv(name, table, images, entry["CLASSES"], entry["AP_TYPE"])
     else:
-        is_path = split.endswith(".json")
-        json_file = split if is_path else os.path.join("annotations", f"instances_{split}.json")
-        images = entry["IMAGES"]
-        if images is None:
-            images = os.path.dirname(split) if is_path else split
-        images = os.path.join(root, images)
-        if not os.path.isdir(images):
-            raise FileNotFoundError(
-                f"DATASETS.DECLARED {name!r}: the images' folder is none: {images}"
-            )
-        register_coco(name, os.path.join(root, json_file), images, entry["AP_TYPE"])
+        _register_coco(entry)
+    if tuple(entry["PART"]) != (0, 1):
+        _keep_part(name, *entry["PART"])
     MetadataCatalog.get(name).set(is_declared=True)
+
+
+def _register_coco(entry: dict) -> None:
+    name, root, split, images = (entry[x] for x in ("NAME", "ROOT", "SPLIT", "IMAGES"))
+    is_path = split.endswith(".json")
+    json_file = split if is_path else os.path.join("annotations", f"instances_{split}.json")
+    if images is None:
+        images = os.path.dirname(split) if is_path else split
+    images = os.path.join(root, images)
+    _check_images(name, images)
+    register_coco(name, os.path.join(root, json_file), images, entry["AP_TYPE"])
+
+
+def _check_images(name: str, folder: str) -> None:
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"DATASETS.DECLARED {name!r}: the images' folder is none: {folder}")
+
+
+def _keep_part(name: str, begin: float, end: float) -> None:
+    """The data set has a share of its images only."""
+    load_all = DatasetCatalog[name]
+    DatasetCatalog.remove(name)
+
+    def load() -> list[dict]:
+        records = take_part(load_all(), begin, end)
+        if not records:
+            raise ValueError(f"Data set {name!r}: PART [{begin:g}, {end:g}] has no image")
+        return records
+
+    DatasetCatalog.register(name, load)

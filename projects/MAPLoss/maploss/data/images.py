@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images that cannot be used, told by name wherever they are read."""
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import IO
 
 import numpy as np
@@ -62,6 +63,21 @@ def read_annotated_image(record: dict, image_format: str) -> np.ndarray:
             f"as {size[0]} x {size[1]}"
         )
     return image
+
+
+@contextlib.contextmanager
+def open_image(path: str) -> Iterator[Image.Image]:
+    """
+    An image whose header only is read.
+
+    Raises:
+        ImageError: it is none, or has more than MAX_PIXELS.
+    """
+    try:
+        with PathManager.open(path, "rb") as f, _open(f) as image:
+            yield image
+    except Exception as error:  # as in read_image
+        raise ImageError(f"Cannot read image {path}: {' '.join(str(error).split())}") from error
 
 
 def _open(file: IO[bytes]) -> Image.Image:

@@ -19,17 +19,37 @@ _YES = ("1", "true", "yes")
 _OTHER_EXTENSIONS = (".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 
 
-def load_voc(root: str, split: str, class_names: Sequence[str]) -> list[dict]:
+class VOCFolders(NamedTuple):
+    """Where a data set of XML files has what, as paths below `root`."""
+
+    root: str
+    annotations: str = "Annotations"
+    images: str = "JPEGImages"
+
+    def annotation_file(self, image_id: str) -> str:
+        """The XML file of an image."""
+        return os.path.join(self.root, self.annotations, f"{image_id}.xml")
+
+    def image_file(self, image_id: str) -> str:
+        """The file of an image: .jpg, or another of these extensions if only that is there."""
+        stem = os.path.join(self.root, self.images, image_id)
+        others = (stem + x for x in _OTHER_EXTENSIONS)
+        default = stem + ".jpg"
+        return default if os.path.isfile(default) else next(filter(os.path.isfile, others), default)
+
+
+def load_voc(folders: VOCFolders, split: str, class_names: Sequence[str]) -> list[dict]:
     """
-    Dataset dicts of `root`/ImageSets/Main/`split`.txt, in its order.
+    Dataset dicts of a split (see :func:`read_split`), in its order.
 
     A box in the file counts pixels inclusively from 1; here it becomes continuous,
     (xmin - 1, ymin - 1, xmax, ymax). Boxes that reach outside their image are clipped and those of
     zero area (xmin >= xmax, or outside altogether) dropped, with one warning that counts them.
 
     Args:
-        root: folder with Annotations, ImageSets and JPEGImages. class_names: all classes, in the
-            order of their indices.
+        folders: of the annotations and the images.
+        split: a name, the path of a list, or "*".
+        class_names: all classes, in the order of their indices.
 
     Returns:
         Detectron2's dataset dicts; each annotation has `difficult`, 0 or 1.
@@ -39,17 +59,19 @@ def load_voc(root: str, split: str, class_names: Sequence[str]) -> list[dict]:
         ValueError: an empty split, a malformed file, or a class that is not in `class_names`; the
             message names the file.
     """
-    image_ids = read_split(root, split)
+    image_ids = read_split(folders, split)
     class_index = {name: i for i, name in enumerate(class_names)}
     fitter = BoxFitter()
-    records = [_load_image(root, image_id, class_index, fitter) for image_id in image_ids]
-    fitter.warn(_split_file(root, split))
+    records = [_load_image(folders, image_id, class_index, fitter) for image_id in image_ids]
+    fitter.warn(_split_file(folders, split))
     return records
 
 
-def _load_image(root: str, image_id: str, class_index: dict[str, int], fitter: BoxFitter) -> dict:
+def _load_image(
+    folders: VOCFolders, image_id: str, class_index: dict[str, int], fitter: BoxFitter
+) -> dict:
     """Dataset dict of one image."""
-    path = voc_annotation_file(root, image_id)
+    path = folders.annotation_file(image_id)
     annotation = read_voc_annotation(path)
     annotations = []
     for item in annotation.objects:
@@ -69,7 +91,7 @@ def _load_image(root: str, image_id: str, class_index: dict[str, int], fitter: B
                 }
             )
     return {
-        "file_name": voc_image_file(root, image_id),
+        "file_name": folders.image_file(image_id),
         "image_id": image_id,
         "height": annotation.height,
         "width": annotation.width,
@@ -77,14 +99,26 @@ def _load_image(root: str, image_id: str, class_index: dict[str, int], fitter: B
     }
 
 
-def read_split(root: str, split: str) -> list[str]:
+def read_split(folders: VOCFolders, split: str) -> list[str]:
     """
-    The image ids of `root`/ImageSets/Main/`split`.txt.
+    The image ids of a split.
+
+    Args:
+        folders: of the annotations and the images.
+        split: a name that means ImageSets/Main/`split`.txt, the path of a list that ends in .txt,
+            or "*" for all XML files. A line of a list is an image's name, with or without its
+            extension.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, or one that lists no image.
+        FileNotFoundError, ValueError: no such file or folder, or one that lists no image.
     """
-    split_file = _split_file(root, split)
+    split_file = _split_file(folders, split)
+    if split == "*":
+        names = os.listdir(split_file) if os.path.isdir(split_file) else []
+        image_ids = sorted(x[:-4] for x in names if x.endswith(".xml"))
+        if not image_ids:
+            raise FileNotFoundError(f"No XML file in {split_file}")
+        return image_ids
     if not os.path.isfile(split_file):
         raise FileNotFoundError(f"Split {split!r} not found: {split_file}")
     try:
@@ -95,7 +129,8 @@ def read_split(root: str, split: str) -> list[str]:
         raise ValueError(f"{split_file}: expected text in UTF-8 ({error})") from error
     if not image_ids:
         raise ValueError(f"Empty split: {split_file} lists no image")
-    return image_ids
+    endings = (".jpg", *_OTHER_EXTENSIONS)
+    return [os.path.splitext(x)[0] if x.endswith(endings) else x for x in image_ids]
 
 
 class VOCObject(NamedTuple):
@@ -176,21 +211,13 @@ def _parse(path: str) -> ElementTree.Element:
     return builder.close()
 
 
-def voc_annotation_file(root: str, image_id: str) -> str:
-    """The XML file of an image."""
-    return os.path.join(root, "Annotations", f"{image_id}.xml")
-
-
-def voc_image_file(root: str, image_id: str) -> str:
-    """The file of an image: .jpg, or another of these extensions if only that is there."""
-    stem = os.path.join(root, "JPEGImages", image_id)
-    others = (stem + x for x in _OTHER_EXTENSIONS)
-    default = stem + ".jpg"
-    return default if os.path.isfile(default) else next(filter(os.path.isfile, others), default)
-
-
-def _split_file(root: str, split: str) -> str:
-    return os.path.join(root, "ImageSets", "Main", f"{split}.txt")
+def _split_file(folders: VOCFolders, split: str) -> str:
+    """The file, or folder, that says which images belong to a split."""
+    if split == "*":
+        return os.path.join(folders.root, folders.annotations)
+    if split.endswith(".txt"):
+        return os.path.join(folders.root, split)
+    return os.path.join(folders.root, "ImageSets", "Main", f"{split}.txt")
 
 
 def _number(
@@ -207,20 +234,33 @@ def _number(
 
 
 def register_voc(
-    name: str, root: str, split: str, class_names: Sequence[str], ap_type: str = "area"
+    name: str,
+    folders: VOCFolders,
+    split: str,
+    class_names: Sequence[str],
+    ap_type: str = "area",
 ) -> None:
     """
     Registers a data set in VOC's layout, in place of one of the same name; files are read later.
 
     Args:
+        name: of the data set.
+        folders: of the annotations and the images.
+        split: as for :func:`read_split`.
+        class_names: all classes, in the order of their indices.
         ap_type: the AP that the data set is judged by, "voc07" (VOC 2007) or "area".
     """
     if name in DatasetCatalog:
         DatasetCatalog.remove(name)
     old = MetadataCatalog.pop(name, None)
-    DatasetCatalog.register(name, lambda: load_voc(root, split, class_names))
+    DatasetCatalog.register(name, lambda: load_voc(folders, split, class_names))
     # Detectron2's own evaluator of VOC needs dirname, split and year; a year that is known stays.
     known = {"year": old.year} if old is not None and hasattr(old, "year") else {}
     MetadataCatalog.get(name).set(
-        thing_classes=list(class_names), ap_type=ap_type, dirname=root, split=split, **known
+        thing_classes=list(class_names),
+        ap_type=ap_type,
+        dirname=folders.root,
+        split=split,
+        voc_folders=folders,
+        **known,
     )
