@@ -30,6 +30,10 @@ extension = importlib.util.find_spec("detectron2._C")
 if extension is None or not extension.origin.endswith(".py"):
     print(detectron2.__version__)
 """
+FIND_OPENCV = """
+import cv2
+print(cv2.__version__ + (" without ximgproc" if not hasattr(cv2, "ximgproc") else ""))
+"""
 ASK_GITHUB = "import sys, urllib.request as r; r.urlopen(r.Request(sys.argv[1], method='HEAD'))"
 
 
@@ -53,12 +57,12 @@ def main():
     make_venv(system_site_packages=bool(present))
     if present:
         say(f"Detectron2 {present}: the official one that is already installed")
-        pip_install("--editable", f"{ROOT}[dev]")
+        pip_install("--editable", f"{ROOT}[{extras()}]")
     else:
         say("installing torch and torchvision (several GB the first time)")
         pip_install("--requirement", str(REQUIREMENTS))
         install_detectron2(forced)
-        pip_install("--editable", f"{ROOT}[dev]", "--constraint", str(CONSTRAINTS))
+        pip_install("--editable", f"{ROOT}[{extras()}]", "--constraint", str(CONSTRAINTS))
     STAMP.write_text(wanted)
     say("done")
 
@@ -120,6 +124,25 @@ def install_official():
     except subprocess.CalledProcessError:
         return "the official one could not be built, see above"
     return "" if official_version(VENV_PYTHON) else "the official one cannot be imported"
+
+
+def extras():
+    """Those of the project that .venv needs: OpenCV where it has none, whose packages overwrite
+    each other.
+    """
+    version = opencv_version(VENV_PYTHON)
+    if not version:
+        return "dev,opencv"
+    if version.endswith(" without ximgproc"):
+        say(f"OpenCV {version}: kept; selective search needs opencv-contrib-python-headless")
+    return "dev"
+
+
+def opencv_version(python):
+    """Version of the OpenCV that `python` imports, "" if there is none."""
+    command = [str(python), "-c", FIND_OPENCV]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=VENV.anchor, check=False)
+    return result.stdout.strip() if result.returncode == 0 else ""
 
 
 def official_version(python):

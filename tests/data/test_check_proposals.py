@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
+import logging
 import math
 
 import numpy as np
 import pytest
 from detectron2.structures import BoxMode
-from maploss.data.check_proposals import check_proposals
+from maploss.data.check_proposals import check_proposals, warn_of_low_recall
 from maploss.data.proposals import write_proposals
 
 
@@ -58,3 +59,31 @@ def test_a_file_that_holds_no_proposals_is_named(tmp_path):
     (tmp_path / "p.npz").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"p\.npz"):
         check_proposals([make_record("a")], str(tmp_path / "p.npz"))
+
+
+@pytest.mark.parametrize(("num_found", "is_low"), [(7, True), (8, False)])
+def test_less_than_80_percent_recall_is_a_warning_with_what_to_do(
+    tmp_path, caplog, num_found, is_low
+):
+    caplog.set_level(logging.WARNING)
+    path = str(tmp_path / "p.npz")
+    records = [make_record(str(i), [0, 0, 10, 10]) for i in range(10)]
+    covering, other = [[0, 0, 10, 10]], [[50, 50, 60, 60]]
+    windows = [covering if i < num_found else other for i in range(10)]
+    write_proposals(path, [x["image_id"] for x in records], windows)
+    warn_of_low_recall("cells", records, path, 1000)
+    assert len(caplog.records) == is_low
+    if is_low:
+        assert "'cells'" in caplog.text
+        assert "70.0% of its objects" in caplog.text
+        assert "--method quality" in caplog.text
+        assert "--proposals rpn" in caplog.text
+
+
+def test_only_windows_that_are_used_count_for_the_warning(tmp_path, caplog):
+    path = str(tmp_path / "p.npz")
+    write_proposals(path, ["a"], [[[50, 50, 60, 60], [0, 0, 10, 10]]])
+    warn_of_low_recall("cells", [make_record("a", [0, 0, 10, 10])], path, 2)
+    assert not caplog.records
+    warn_of_low_recall("cells", [make_record("a", [0, 0, 10, 10])], path, 1)
+    assert "the 1 of an image cover 0.0%" in caplog.text

@@ -23,3 +23,12 @@ def test_selective_search_finds_objects_and_repeats_itself():
 def test_unknown_mode_of_selective_search_is_an_error():
     with pytest.raises(ValueError, match=r"'fast', 'quality'.*got 'slow'"):
         selective_search(make_image(), mode="slow")
+
+
+def test_an_opencv_without_it_is_told_with_the_two_commands_that_help(monkeypatch):
+    monkeypatch.delattr(cv2, "ximgproc")
+    with pytest.raises(ValueError, match=r"OpenCV .* without it") as caught:
+        selective_search(make_image())
+    assert "pip uninstall -y opencv-python opencv-python-headless" in str(caught.value)
+    assert "pip install opencv-contrib-python-headless" in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -17,6 +17,7 @@ def calls(setup_env, tmp_path, monkeypatch):
     monkeypatch.setattr(setup_env, "STAMP", tmp_path / ".venv" / "stamp")
     monkeypatch.setattr(setup_env, "run", calls.append)
     monkeypatch.setattr(setup_env, "official_version", lambda python: "")
+    monkeypatch.setattr(setup_env, "opencv_version", lambda python: "")
     monkeypatch.delenv("DETECTRON2", raising=False)
     return calls
 
@@ -118,3 +119,29 @@ def test_torch_and_detectron2_of_the_interpreter_are_not_installed_again(
     assert "--system-site-packages" in calls[0]
     assert len(calls) == 2
     assert "Detectron2 0.6: the official one that is already installed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("version", "extras"),
+    [("", "[dev,opencv]"), ("4.10.0", "[dev]"), ("4.10.0 without ximgproc", "[dev]")],
+)
+def test_an_environment_with_an_opencv_keeps_it(
+    setup_env, calls, monkeypatch, capsys, version, extras
+):
+    monkeypatch.setenv("DETECTRON2", "index")
+    monkeypatch.setattr(setup_env, "opencv_version", lambda python: version)
+    setup_env.main()
+    assert any(x.endswith(extras) for x in calls[-1])
+    is_plain = version.endswith("ximgproc")
+    said = "selective search needs opencv-contrib-python-headless" in capsys.readouterr().out
+    assert said == is_plain
+
+
+def test_the_package_asks_for_no_opencv_that_would_overwrite_another(root):
+    dependencies = (root / "pyproject.toml").read_text().split("dependencies = [")[1].split("]")[0]
+    assert "opencv" not in dependencies
+    assert "numpy" in dependencies
+
+
+def test_the_opencv_of_an_interpreter_is_found(setup_env):
+    assert setup_env.opencv_version(sys.executable)[0].isdigit()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a proposal file holds for the images of a data set, and what is wrong with it."""
 
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,7 +11,13 @@ from detectron2.structures import Boxes, BoxMode, pairwise_iou
 
 from .proposals import as_boxes, read_proposals
 
+logger = logging.getLogger(__name__)
+
 RECALL_THRESHS = (0.5, 0.7)
+# Of IoU .5: a detector cannot find what no window covers.
+_LEAST_RECALL = 0.8
+# So many images tell a recall to about a percent.
+_NUM_SAMPLED = 500
 
 
 class ProposalReport(NamedTuple):
@@ -76,6 +83,39 @@ def check_proposals(dataset_dicts: Sequence[dict], path: str) -> ProposalReport:
     return ProposalReport(
         np.array(counts, dtype=np.int64), missing, without, num_others, bad, len(best_iou), recall
     )
+
+
+def warn_of_low_recall(
+    name: str, dataset_dicts: Sequence[dict], path: str, max_windows: int
+) -> None:
+    """
+    A warning where windows cover less than 80% of the objects by IoU .5, with what to do.
+
+    Args:
+        name: of the data set.
+        dataset_dicts: as for :func:`check_proposals`; of many a sample is looked at.
+        path: a proposal file (.npz).
+        max_windows: so many of each image are used.
+    """
+    step = -(-len(dataset_dicts) // _NUM_SAMPLED)
+    proposals = read_proposals(path)
+    boxes_of = dict(zip(proposals["ids"], proposals["boxes"], strict=True))
+    best_iou = np.concatenate(
+        [
+            _best_iou(x, as_boxes(boxes_of.get(str(x["image_id"]), []))[:max_windows])
+            for x in dataset_dicts[:: max(step, 1)]
+        ]
+        or [np.zeros(0)]
+    )
+    recall = (best_iou >= RECALL_THRESHS[0]).mean() if len(best_iou) else 1.0
+    if recall < _LEAST_RECALL:
+        logger.warning(
+            f"Windows of data set {name!r} ({path}): the {max_windows} of an image cover "
+            f"{100 * recall:.1f}% of its objects by IoU 0.5, and no detector on them finds more. "
+            "Expected 80% or more: make others (tools/proposals.py make --method quality, or "
+            "--max-windows and DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN and _TEST higher), or take "
+            "an RPN (tools/prepare_data.py --proposals rpn)"
+        )
 
 
 def _best_iou(record: dict, windows: np.ndarray) -> np.ndarray:

@@ -38,9 +38,11 @@ def make_proposals(
     images, by name and size of their files, with the same settings.
 
     Args:
-        dataset_dicts: Detectron2's, with `file_name` and `image_id`. path: of the file (.npz).
-        method: "fast" or "quality" selective search, or "dense". max_windows: the best so many of
-            an image ("dense": a random sample); 0 for all.
+        dataset_dicts: Detectron2's, with `file_name` and `image_id`.
+        path: of the file (.npz).
+        method: "fast" or "quality" selective search, or "dense".
+        max_windows: the best so many of an image ("dense": further apart, equally many of each
+            shape); 0 for all.
 
     Raises:
         ValueError: an unknown method, a negative `max_windows`, a file in `path`, or parts, made of
@@ -52,7 +54,7 @@ def make_proposals(
         raise ValueError(f"max_windows: expected 0 or more, got {max_windows}")
     settings = {"method": method, "max_windows": max_windows}
     keys = [_key(x) for x in dataset_dicts]
-    images = hashlib.sha256("".join(keys).encode()).hexdigest()
+    images = hash_images(dataset_dicts)
     made_by = json.dumps({**settings, "images": images})
     if os.path.exists(path):
         if read_proposals(path)["made_by"] != made_by:
@@ -103,6 +105,11 @@ def _parts_folder(folder: str, settings: dict) -> Iterator[str]:
         yield folder
 
 
+def hash_images(dataset_dicts: Sequence[dict]) -> str:
+    """Digest of the images of a data set: their ids, and names and sizes of their files."""
+    return hashlib.sha256("".join(map(_key, dataset_dicts)).encode()).hexdigest()
+
+
 def _key(record: dict) -> str:
     """Of an image and its file: ids can hold anything, and other data sets have the same."""
     file_name = record["file_name"]
@@ -130,7 +137,7 @@ def _make_parts(
 def _make_part(file_name: str, part: str, method: str, max_windows: int) -> None:
     image = read_image(file_name)
     if method == "dense":
-        windows = dense_windows(image.shape[1], image.shape[0])
+        windows = dense_windows(image.shape[1], image.shape[0], max_windows)
     else:
         windows = selective_search(np.ascontiguousarray(image), method)
     with new_file(part) as temporary:

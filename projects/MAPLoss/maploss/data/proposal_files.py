@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from detectron2.data import DatasetCatalog
 
 from .cache_root import cache_root
+from .cached_proposals import cached_proposals
 from .import_proposals import import_proposals
 from .proposals import load_and_check
 
@@ -29,26 +30,23 @@ def proposal_files_for(
     """
     One proposal file (.npz) for each data set, for DATASETS.PROPOSAL_FILES_TRAIN and _TEST.
 
-    With nothing given, the files of data sets that make their own (the shapes). A given .mat or
-    .pkl is converted once, into the cache. All are checked to cover every image.
+    With nothing given, the files of data sets that make their own (the shapes), or windows by
+    selective search, made now or found in the cache. A given .mat or .pkl is converted once, into
+    the cache. All are checked to cover every image.
 
     Args:
         names: data set names. given: files given by the user, empty or one per data set.
             allow_pickle: these may be .pkl.
 
     Raises:
-        ValueError: a data set or an image without proposals, or a wrong number of files.
+        ValueError: an image without proposals, a wrong number of files, or windows that have to be
+            made where OpenCV has no selective search.
         FileNotFoundError: no such file.
     """
     if not given:
-        unknown = [name for name in names if name not in _PROPOSAL_MAKERS]
-        if unknown:
-            raise ValueError(
-                f"Data set {unknown[0]!r} has no proposals of its own: make a file with "
-                "tools/proposals.py and name it in DATASETS.PROPOSAL_FILES_TRAIN or "
-                "DATASETS.PROPOSAL_FILES_TEST"
-            )
-        return tuple(_PROPOSAL_MAKERS[name]() for name in names)
+        return tuple(
+            _PROPOSAL_MAKERS[x]() if x in _PROPOSAL_MAKERS else cached_proposals(x) for x in names
+        )
     if len(given) != len(names):
         raise ValueError(
             f"Proposal files: expected one per data set {tuple(names)}, got {tuple(given)}"

@@ -13,6 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from ..config import add_maploss_config
+from ..data.check_proposals import warn_of_low_recall
 from ..data.declared import check_registered, register_declared_datasets
 from ..data.images import check_images_exist
 from ..data.proposal_files import proposal_files_for
@@ -78,8 +79,9 @@ def prepare_config(cfg: CfgNode, *, eval_only: bool) -> None:
 
     - The data sets of DATASETS.DECLARED are registered.
     - MODEL.DEVICE becomes "cpu" where it asks for CUDA and there is none.
-    - DATASETS.PROPOSAL_FILES_TRAIN (unless `eval_only`) and _TEST are filled for data sets that
-      make their own windows; files that are given are checked.
+    - DATASETS.PROPOSAL_FILES_TRAIN (unless `eval_only`) and _TEST are filled where they are empty:
+      missing windows are made. Files that are given are checked. Windows that cover few objects
+      are a warning.
 
     Raises:
         ValueError: no data set to train on, or to evaluate where that is all, or one that is not
@@ -196,4 +198,18 @@ def _fill_proposal_files(cfg: CfgNode, eval_only: bool) -> None:
         datasets.TEST, datasets.PROPOSAL_FILES_TEST, allow_pickle=allow_pickle
     )
     if comm.is_main_process():
+        if not eval_only:
+            _check_recall(
+                datasets.TRAIN,
+                datasets.PROPOSAL_FILES_TRAIN,
+                datasets.PRECOMPUTED_PROPOSAL_TOPK_TRAIN,
+            )
+        _check_recall(
+            datasets.TEST, datasets.PROPOSAL_FILES_TEST, datasets.PRECOMPUTED_PROPOSAL_TOPK_TEST
+        )
         comm.synchronize()
+
+
+def _check_recall(names: Sequence[str], files: Sequence[str], max_windows: int) -> None:
+    for name, path in zip(names, files, strict=True):
+        warn_of_low_recall(name, DatasetCatalog.get(name), path, max_windows)

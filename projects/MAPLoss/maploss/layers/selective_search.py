@@ -39,7 +39,7 @@ def selective_search(
         (n, 4) float32 XYXY in pixels, x2 and y2 exclusive; best first.
 
     Raises:
-        ValueError: an unknown mode.
+        ValueError: an unknown mode, or an OpenCV without selective search.
 
     Example:
         >>> image = np.zeros((40, 60, 3), np.uint8)
@@ -47,7 +47,7 @@ def selective_search(
         >>> bool((selective_search(image) == [10, 10, 50, 30]).all(axis=1).any())
         True
     """
-    search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
+    search = _new_search()
     search.setBaseImage(image)
     if mode == "fast":
         search.switchToSelectiveSearchFast(base_k, inc_k, sigma)
@@ -61,3 +61,14 @@ def selective_search(
     position[np.argsort(-rects[:, 2] * rects[:, 3], kind="stable")] = np.arange(1, len(rects) + 1)
     rank = position * np.random.default_rng(seed).random(len(rects))
     return boxes[np.argsort(rank, kind="stable")].astype(np.float32)
+
+
+def _new_search() -> "cv2.ximgproc.segmentation.SelectiveSearchSegmentation":
+    if not hasattr(cv2, "ximgproc"):
+        raise ValueError(
+            f"selective search: expected OpenCV with ximgproc, got OpenCV {cv2.__version__} "
+            "without it. Replace it by the contrib build, which has all of it and more: pip "
+            "uninstall -y opencv-python opencv-python-headless; then pip install "
+            "opencv-contrib-python-headless. A detector with an RPN needs no selective search"
+        )
+    return cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
