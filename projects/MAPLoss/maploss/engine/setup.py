@@ -20,6 +20,7 @@ from ..data.proposal_files import proposal_files_for
 from ..modeling.timm_backbone import import_timm
 from ..utils.atomic_files import new_file
 from .feature_cache import check_cache_config
+from .weights_input import check_weights_input, how_to_get
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,9 @@ def prepare_config(cfg: CfgNode, *, eval_only: bool) -> None:
             other classes; no object to train on; layers are frozen in training, but there are no
             weights for them; a wrong entry of DATASETS.DECLARED; a key that does not go with
             DATALOADER.FEATURE_CACHE; a backbone of timm that is not there.
-        OSError: a file of a data set, or an image, that does not exist.
+            Pretrained weights that expect another input than INPUT.FORMAT, MODEL.PIXEL_MEAN and
+            PIXEL_STD.
+        OSError: a file of a data set, an image, or weights that do not exist.
     """
     logger.info(f"OUTPUT_DIR is {cfg.OUTPUT_DIR!r}")
     register_declared_datasets(cfg.DATASETS.DECLARED)
@@ -125,8 +128,9 @@ def _check_training(cfg: CfgNode) -> None:
     if cfg.MODEL.BACKBONE.FREEZE_AT > 0 and not cfg.MODEL.WEIGHTS:
         raise ValueError(
             "MODEL.WEIGHTS: expected a file, since layers frozen by MODEL.BACKBONE.FREEZE_AT = "
-            f"{cfg.MODEL.BACKBONE.FREEZE_AT} would stay random, got none"
+            f"{cfg.MODEL.BACKBONE.FREEZE_AT} would stay random, got none. {how_to_get(cfg)}"
         )
+    check_weights_input(cfg)  # before windows are made, which takes minutes
 
 
 @contextlib.contextmanager

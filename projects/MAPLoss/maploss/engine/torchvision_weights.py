@@ -23,7 +23,13 @@ class TorchvisionWeights(PathHandler):
             raise ValueError(
                 f"{path}: expected a name such as VGG16_Weights.IMAGENET1K_V1 ({error})"
             ) from error
-        return PathManager.get_local_path(weights.url, force=force)
+        try:
+            return PathManager.get_local_path(weights.url, force=force)
+        except OSError as error:
+            raise OSError(
+                f"{path}: cannot download {weights.url} ({error}); copy it from a machine with "
+                "network and give its path instead"
+            ) from error
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO:
         return open(self._get_local_path(path), mode, buffering)
