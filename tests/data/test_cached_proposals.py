@@ -27,9 +27,9 @@ def records(tmp_path, monkeypatch):
 
 def test_missing_windows_are_made_once_in_the_cache(records, tmp_path, monkeypatch):
     (path,) = proposal_files_for(["cached / test"])
-    assert path.startswith(str(tmp_path / "cache" / "proposals" / "cached_test-fast-2000-"))
+    assert path.startswith(str(tmp_path / "cache" / "proposals" / "cached_test-reduced-2000-"))
     assert read_proposals(path)["ids"] == ["0", "1"]
-    monkeypatch.setattr(module, "selective_search", None)  # would raise
+    monkeypatch.setattr(module, "reduced_search", None)  # would raise
     assert proposal_files_for(["cached / test"]) == (path,)
 
 

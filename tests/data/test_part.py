@@ -19,6 +19,13 @@ def test_parts_have_all_images_once_in_their_order(cuts):
     assert len(parts[0]) == round(cuts[1] * 103)
 
 
+def test_each_part_of_two_images_or_more_has_one():
+    for count in (2, 3, 5):
+        records = make_records(f"{i}.jpg" for i in range(count))
+        assert take_part(records, 0, 0.99)
+        assert take_part(records, 0.99, 1)
+
+
 def test_a_new_image_hardly_moves_the_others():
     names = [f"{i}.jpg" for i in range(200)]
     before = {x["file_name"] for x in take_part(make_records(names), 0, 0.8)}

@@ -104,7 +104,7 @@ def test_labels_lie_in_place_of_the_last_folder_images_or_beside(root):
         ("2 .5 .5 .5 .5", "expected a class from 0 to 1, got 2"),
         ("0.5 .5 .5 .5 .5", "expected a class from 0 to 1, got 0.5"),
         ("0 12 7 20 10", "expected shares of the image from 0 to 1, got 12"),
-        ("0 .5 -.2 .5 .5", "expected shares of the image from 0 to 1, got -0.2"),
+        ("0 .5 -.7 .5 .5", "expected shares of the image from 0 to 1, got -0.7"),
     ],
 )
 def test_a_malformed_line_is_told_with_its_number(tmp_path, line, says):

@@ -7,21 +7,22 @@ import re
 
 from detectron2.data import DatasetCatalog
 
-from .cache import cache_root
+from .cache_root import cache_root
 from .make_proposals import hash_images, make_proposals
 
 logger = logging.getLogger(__name__)
 
-# What most detectors here were trained on.
-_METHOD, _MAX_WINDOWS = "fast", 2000
+# An exported detector searches images as it sees them, which are not large either.
+_METHOD, _MAX_WINDOWS = "reduced", 2000
 
 
 def cached_proposals(name: str) -> str:
     """
-    Proposal file of a registered data set, by selective search in fast mode, 2000 windows an image.
+    Proposal file of a registered data set, by selective search on images of at most 400 pixels.
 
-    Its name changes with the data set and its images: other images never get its windows. Making it
-    takes about half a second an image and core; stopped or killed, the next call goes on.
+    Up to 2000 windows an image. The file's name changes with the data set and its images: other
+    images never get its windows. Making it takes about half a second an image and core;
+    stopped or killed, the next call goes on.
 
     Raises:
         ValueError: it has to be made, and OpenCV has no selective search.

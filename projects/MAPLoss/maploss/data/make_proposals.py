@@ -23,7 +23,11 @@ from .proposals import read_proposals, write_proposals
 
 logger = logging.getLogger(__name__)
 
-METHODS = ("fast", "quality", "dense")
+# On BCCD (10 images of 640 x 480) .6 s an image, in place of 1.0 s at 500 pixels and 1.7 s at full
+# size, for the same recall at IoU .5 (82 to 85%) and one point less at .7.
+_REDUCED_SIDE = 400
+
+METHODS = ("fast", "quality", "dense", "reduced")
 
 
 def make_proposals(
@@ -40,7 +44,8 @@ def make_proposals(
     Args:
         dataset_dicts: Detectron2's, with `file_name` and `image_id`.
         path: of the file (.npz).
-        method: "fast" or "quality" selective search, or "dense".
+        method: "fast" or "quality" selective search, "reduced": fast on images whose
+            longer side is 400 pixels at most, or "dense".
         max_windows: the best so many of an image ("dense": further apart, equally many of each
             shape); 0 for all.
 
@@ -138,6 +143,8 @@ def _make_part(file_name: str, part: str, method: str, max_windows: int) -> None
     image = read_image(file_name)
     if method == "dense":
         windows = dense_windows(image.shape[1], image.shape[0], max_windows)
+    elif method == "reduced":
+        windows = reduced_search(image, _REDUCED_SIDE)
     else:
         windows = selective_search(np.ascontiguousarray(image), method)
     with new_file(part) as temporary:

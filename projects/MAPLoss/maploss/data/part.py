@@ -27,8 +27,15 @@ def take_part(records: Sequence[dict], begin: float, end: float) -> list[dict]:
     keys = [_key(record["file_name"]) for record in records]
     order = sorted(set(keys))
     rank = {key: i for i, key in enumerate(order)}
-    first, last = round(begin * len(order)), round(end * len(order))
+    first, last = _cut(begin, len(order)), _cut(end, len(order))
     return [x for x, key in zip(records, keys, strict=True) if first <= rank[key] < last]
+
+
+def _cut(share: float, count: int) -> int:
+    """Number of images before a share; one at least is on each side of it, where there are two."""
+    if share in (0, 1) or count < 2:
+        return round(share * count)
+    return min(max(round(share * count), 1), count - 1)
 
 
 def _key(file_name: str) -> str:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..utils.seeding import seeded_generators
 from ..utils.warn_once import warn_once
 from .images import ImageError
+from .large_images import warn_of_large_images
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +128,7 @@ class TrainLoader:
         )
         for batch in loader:
             self._count_skipped(batch)
+            warn_of_large_images(batch)
             yield batch
 
     def _batches(self) -> Iterator[list[tuple[int, int]]]:

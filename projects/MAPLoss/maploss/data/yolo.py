@@ -19,11 +19,13 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from .box_fitter import TOLERANCE, BoxFitter
+from .box_fitter import BoxFitter
 from .image_files import image_size, is_image, list_images
 
 CONFIG_NAMES = ("data.yaml", "config.yaml", "dataset.yaml", "data.yml", "config.yml")
 SPLITS = ("train", "val", "test")
+# More is no box that reaches outside, but pixels.
+_LARGEST_SHARE = 1.5
 
 
 class YOLOObject(NamedTuple):
@@ -178,10 +180,8 @@ def _parse(
         raise ValueError(
             f"{where}: expected a class from 0 to {num_classes - 1}, got {line.split()[0]}"
         )
-    limits = [1 + TOLERANCE / x for x in size]
-    for i, value in enumerate(values[1:]):
-        limit = limits[i % 2]
-        if not 1 - limit <= value <= limit:
+    for value in values[1:]:
+        if not 1 - _LARGEST_SHARE <= value <= _LARGEST_SHARE:
             raise ValueError(f"{where}: expected shares of the image from 0 to 1, got {value:g}")
     return YOLOObject(int(values[0]), _to_box(values[1:], size, is_box), number)
 

@@ -124,7 +124,7 @@ def known_inputs(weights: str, timm_name: str = "") -> list[WeightsInput]:
     entry = torchvision_entry(weights)
     if entry is not None:
         return [_of_torchvision(entry)]
-    keys = _parameter_names(weights)
+    keys = parameter_names(weights)
     if any(x.startswith(("backbone.", "roi_heads.")) for x in keys):
         return []  # a detector, trained with whatever its config says
     if timm_name and keys:
@@ -174,10 +174,10 @@ def _timm_name(cfg: CfgNode) -> str:
 
 
 def _has_torchvision_names(weights: str) -> bool:
-    return os.path.isfile(weights) and "features.0.weight" in _parameter_names(weights)
+    return os.path.isfile(weights) and "features.0.weight" in parameter_names(weights)
 
 
-def _parameter_names(path: str) -> Sequence[str]:
+def parameter_names(path: str) -> Sequence[str]:
     """Those of a file of tensors; none of a file that cannot be read, which loading tells of."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

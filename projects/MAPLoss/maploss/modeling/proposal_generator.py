@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Proposals for images that come without: selective search inside the model, at test."""
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
@@ -9,7 +8,7 @@ from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 
-from ..layers.selective_search import selective_search
+from ..layers.selective_search import reduced_search
 
 # Selective search sees images at about the size that those of the data sets have.
 _LONGER_SIDE = 500
@@ -84,9 +83,4 @@ class SelectiveSearchProposals(nn.Module):
         return found, {}
 
     def _proposals(self, image: np.ndarray) -> np.ndarray:
-        height, width = image.shape[:2]
-        scale = min(1.0, _LONGER_SIDE / max(height, width))
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        boxes = selective_search(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
-        factors = np.array([width / size[0], height / size[1]] * 2, dtype=np.float32)
-        return boxes[: self.max_proposals] * factors
+        return reduced_search(image, _LONGER_SIDE)[: self.max_proposals]

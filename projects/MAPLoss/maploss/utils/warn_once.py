@@ -6,8 +6,15 @@ import logging
 _given: set[tuple[str, str]] = set()
 
 
-def warn_once(logger: logging.Logger, message: str) -> None:
-    """Logs a warning, unless this process has given it before."""
-    if (logger.name, message) not in _given:
-        _given.add((logger.name, message))
+def warn_once(logger: logging.Logger, message: str, key: str = "") -> None:
+    """
+    Logs a warning, unless this process has given it before.
+
+    Args:
+        logger: that says it.
+        message: what it says.
+        key: other messages of the same key are the same warning.
+    """
+    if (logger.name, key or message) not in _given:
+        _given.add((logger.name, key or message))
         logger.warning(message)
