@@ -21,7 +21,11 @@ def warn_of_large_images(batch: Sequence[dict]) -> None:
 
     Args:
         batch: of the mapper; each with `image`, (C, H, W), or `view`, with height and width.
+            Those of other mappers, which have neither, do not count.
     """
+    batch = [x for x in batch if "image" in x or "view" in x]
+    if not batch:
+        return
     sizes = [_size(x) for x in batch]
     areas = [height * width for height, width in sizes]
     median = statistics.median(areas)
