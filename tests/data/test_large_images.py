@@ -3,9 +3,9 @@ import logging
 
 import pytest
 import torch
-from maploss.data import warn_once
 from maploss.data.large_images import warn_of_large_images
 from maploss.data.views import View
+from maploss.utils import warn_once
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..layers.checks import check_choice
-from ..layers.selective_search import selective_search
+from ..layers.selective_search import reduced_search, selective_search
 from ..utils.atomic_files import new_file, remove_leftovers
 from .dense_windows import dense_windows
 from .images import read_image

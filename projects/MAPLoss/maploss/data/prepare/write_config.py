@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Sequence
 
-from ..cache import new_file
+from ...utils.atomic_files import new_file
 from .declare import Declared
 from .settings import Settings
 
@@ -100,7 +100,8 @@ def render_config(
         "# Where a GPU is missing: outputs of the frozen backbone are computed once and then read.",
         "# An update is several times faster from then on; needs disk (docs/feature_cache.md).",
         "# DATALOADER:",
-        '#   FEATURE_CACHE: "output/features"',
+        "#   FEATURE_CACHE:",
+        '#     FOLDER: "output/features"',
         f"OUTPUT_DIR: {json.dumps(f'output/{name}')}",
     ]
     return "\n".join(lines) + "\n"
