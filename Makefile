@@ -36,7 +36,7 @@ lint: setup
 	$(PY) -m ruff format --check .
 
 types: setup
-	$(PY) -m mypy projects/MAPLoss/maploss/layers
+	$(PY) -m mypy
 
 setup:
 	@$(PYTHON) tools/setup_env.py

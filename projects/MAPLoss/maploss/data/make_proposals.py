@@ -129,7 +129,7 @@ def _make_parts(
     # OpenCV lets go of the interpreter's lock, so threads use all cores.
     pool = ThreadPoolExecutor(os.cpu_count() or 1)
     try:
-        done = pool.map(lambda job: _make_part(*job, method, max_windows), to_do)
+        done = pool.map(lambda job: _make_part(job[0], job[1], method, max_windows), to_do)
         progress = tqdm(
             done, "windows", num_images, initial=num_images - len(to_do), unit="image", smoothing=0
         )

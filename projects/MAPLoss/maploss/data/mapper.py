@@ -114,9 +114,9 @@ class MAPDatasetMapper:
         if not self.with_image:
             unread = UnreadInput(*image_size(dataset_dict))
             transforms = self.augmentations(unread)
-            size = unread.image.shape[:2]
-            dataset_dict["view"] = View(dataset_dict["file_name"], *size, unread.is_flipped)
-            return transforms, size
+            height, width = unread.image.shape[:2]
+            dataset_dict["view"] = View(dataset_dict["file_name"], height, width, unread.is_flipped)
+            return transforms, (height, width)
         image = read_annotated_image(dataset_dict, self.image_format)
         dataset_dict["height"], dataset_dict["width"] = image.shape[:2]
         if self.pyramid:

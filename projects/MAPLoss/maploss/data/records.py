@@ -33,7 +33,7 @@ def load_records(
         )
     with contextlib.suppress(AttributeError):  # classes have no names
         check_metadata_consistency("thing_classes", names)
-    records = []
+    records: list[dict] = []
     for i, name in enumerate(names):
         # It would stop at a data set of background images only.
         found = get_detection_dataset_dicts([name], filter_empty=False)

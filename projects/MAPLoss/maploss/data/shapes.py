@@ -36,8 +36,6 @@ SHAPES_PARTS = {
     "shapes_search_train": ("shapes_train", slice(450)),
     "shapes_search_val": ("shapes_train", slice(450, None)),
 }
-# The objects are small and sharp: finer segments and less blur than for photographs.
-_SEARCH = {"base_k": 30, "inc_k": 60, "sigma": 0.5}
 
 
 def make_shapes(folder: str, seed: int, num_images: int) -> None:
@@ -89,7 +87,8 @@ def _make_image(folder: str, seed: int, index: int) -> tuple[dict, np.ndarray]:
         "width": image.shape[1],
         "annotations": annotations,
     }
-    return record, selective_search(image, **_SEARCH)
+    # The objects are small and sharp: finer segments and less blur than for photographs.
+    return record, selective_search(image, base_k=30, inc_k=60, sigma=0.5)
 
 
 def load_shapes(folder: str) -> list[dict]:

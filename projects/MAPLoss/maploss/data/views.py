@@ -79,4 +79,5 @@ def view_of(record: dict, *, min_size: int, max_size: int, is_flipped: bool) -> 
     """
     unread = UnreadInput(*image_size(record))
     T.ResizeShortestEdge((min_size,), max_size, "choice")(unread)
-    return View(record["file_name"], *unread.image.shape[:2], is_flipped)
+    height, width = unread.image.shape[:2]
+    return View(record["file_name"], height, width, is_flipped)

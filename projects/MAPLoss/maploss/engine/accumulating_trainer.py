@@ -93,7 +93,8 @@ class AccumulatingTrainer(SimpleTrainer):
 
     def _loss_inputs(self, minibatches: list) -> list[LossInputs]:
         """What the mAP loss ranks; keeps no graph, and draws what the passes will draw again."""
-        model = getattr(self.model, "module", self.model)
+        is_parallel = isinstance(self.model, DistributedDataParallel)
+        model = self.model.module if is_parallel else self.model
         buffers = [(x, x.clone()) for x in model.buffers()]
         devices = [x.device for x in model.parameters() if x.is_cuda][:1]
         with torch.random.fork_rng(devices), torch.no_grad(), self._autocast():

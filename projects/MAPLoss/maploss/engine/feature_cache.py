@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import Backbone
-from torch import nn
 
 from ..data.feature_cache import FeatureCache, cache_folder, hash_records, make_cache
 from ..data.images import read_annotated_image
@@ -19,6 +18,7 @@ from ..data.mapper import to_tensor
 from ..data.records import load_records
 from ..data.views import View, view_of
 from ..modeling.cached_features import (
+    Detector,
     check_frozen,
     compute_features,
     frozen_part,
@@ -71,7 +71,7 @@ def check_cache_config(cfg: CfgNode, *, eval_only: bool) -> None:
             )
 
 
-def use_feature_cache(cfg: CfgNode, model: nn.Module, *, eval_only: bool) -> None:
+def use_feature_cache(cfg: CfgNode, model: Detector, *, eval_only: bool) -> None:
     """
     Lets a model read the outputs of its frozen part from DATALOADER.FEATURE_CACHE, if that is set.
 
@@ -129,7 +129,7 @@ def _test_sets(cfg: CfgNode) -> list[_Wanted]:
     ]
 
 
-def _model_key(cfg: CfgNode, model: nn.Module) -> dict:
+def _model_key(cfg: CfgNode, model: Detector) -> dict:
     structure, weights = hash_part(frozen_part(model))
     return {
         "backbone": cfg.MODEL.BACKBONE.NAME,
@@ -161,7 +161,7 @@ def _check_limit(size: float, limit: float) -> None:
 
 
 def _compute(
-    model: nn.Module, part: _Wanted, views: Sequence[View], image_format: str, size: int
+    model: Detector, part: _Wanted, views: Sequence[View], image_format: str, size: int
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Features of all views; tells how far it is."""
     start = last = time.monotonic()

@@ -33,6 +33,7 @@ class LossPictures(HookBase):
             never. image_format: of the inputs' images, "BGR" or "RGB".
         """
         self._predictor = map_output_layers_of(model)
+        self._class_names = [] if self._predictor is None else self._predictor.class_names
         self._model, self._period = getattr(model, "module", model), period
         self._image_format = image_format
         self._inputs: list[dict] = []
@@ -75,7 +76,7 @@ class LossPictures(HookBase):
         self, ranked: LossInputs, stats: MAPLossStats, inputs: list[dict]
     ) -> dict[str, torch.Tensor]:
         """Pictures (3, H, W) uint8 by name."""
-        names = self._predictor.class_names
+        names = self._class_names
         curves = {}
         for c, ap in enumerate(stats.ap_per_class.tolist()):
             detections = None if math.isnan(ap) else stats.class_detections(c)

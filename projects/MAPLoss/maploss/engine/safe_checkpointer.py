@@ -8,12 +8,12 @@ import os
 import re
 import zipfile
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
-from fvcore.common.checkpoint import Checkpointer
+from fvcore.common.checkpoint import Checkpointer, _IncompatibleKeys
 from torch import nn
 
 from ..utils.atomic_files import new_file, remove_leftovers
@@ -143,7 +143,7 @@ class SafeCheckpointer(DetectionCheckpointer, _TensorsOnly):
             return {"model": model, "__author__": "pycls", "matching_heuristics": True}
         return super()._load_file(filename)
 
-    def _load_model(self, checkpoint: Any) -> NamedTuple:
+    def _load_model(self, checkpoint: Any) -> _IncompatibleKeys:
         """As Detectron2's; ValueError where the file lacks weights that the model needs."""
         incompatible = super()._load_model(checkpoint)
         _check_weights(incompatible, self.model, self.needs_all_weights)
@@ -164,7 +164,7 @@ class SafeCheckpointer(DetectionCheckpointer, _TensorsOnly):
             return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
 
 
-def _check_weights(incompatible: NamedTuple, model: nn.Module, needs_all: bool) -> None:
+def _check_weights(incompatible: _IncompatibleKeys, model: nn.Module, needs_all: bool) -> None:
     """Raises ValueError if keys are missing or of another shape: all count, or the frozen ones."""
     found = {key: tuple(shape) for key, shape, _ in incompatible.incorrect_shapes}
     expected = model.state_dict()

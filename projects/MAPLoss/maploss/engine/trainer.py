@@ -7,8 +7,9 @@ import os
 from collections.abc import Iterator
 
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, hooks
+from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
@@ -56,7 +57,11 @@ class Trainer(DefaultTrainer):
     too.
     """
 
-    def __init__(self, cfg: CfgNode):
+    _trainer: SimpleTrainer
+    checkpointer: DetectionCheckpointer
+    _hooks: list[HookBase]
+
+    def __init__(self, cfg: CfgNode) -> None:
         super().__init__(cfg)
         self._seed = self._trainer.data_loader.seed
         # Detectron2's own trainer of mixed precision needs CUDA.
@@ -280,5 +285,5 @@ def _resume_map_loss(loss: MAPLoss, state_dict: dict) -> None:
             message += "; the detections that it remembers are left out"
             memory = None
         logger.warning(message)
-    if memory is not None:
+    if loss.memory is not None and memory is not None:
         loss.memory.load_state_dict(memory)

@@ -155,7 +155,7 @@ class APEvaluator(DatasetEvaluator):
             table += f"\nBy COCO's rule: {shown}"
         logger.info(f"AP in percent on {self._dataset_name}:\n{table}")
         if self._output_dir is not None:
-            self._write(found, table, results)
+            self._write(self._output_dir, found, table, results)
         self.evaluation = Evaluation(
             self._dataset_name, self._class_names, self._records, detections, self._objects, results
         )
@@ -220,7 +220,7 @@ class APEvaluator(DatasetEvaluator):
         inds = torch.tensor([i for i, _ in seen], dtype=torch.int64)
         return Detections(boxes, scores, classes, inds.repeat_interleave(counts))
 
-    def _write(self, found: dict, table: str, results: list[ClassResult]) -> None:
+    def _write(self, output_dir: str, found: dict, table: str, results: list[ClassResult]) -> None:
         classes = {
             name: {
                 "num_objects": result.num_objects,
@@ -238,26 +238,27 @@ class APEvaluator(DatasetEvaluator):
             **found,
             "classes": classes,
         }
-        with new_file(os.path.join(self._output_dir, "ap.json")) as path, open(path, "w") as f:
+        with new_file(os.path.join(output_dir, "ap.json")) as path, open(path, "w") as f:
             json.dump(_without_nan(content), f, indent=2)
         by_class = zip(self._class_names, map(_true_positives, results), strict=True)
         true_positives = {"dataset": self._dataset_name, "classes": dict(by_class)}
-        name = os.path.join(self._output_dir, "true_positives.json")
+        name = os.path.join(output_dir, "true_positives.json")
         with new_file(name) as path, open(path, "w") as f:
             json.dump(true_positives, f)
-        with new_file(os.path.join(self._output_dir, "ap.txt")) as path, open(path, "w") as f:
+        with new_file(os.path.join(output_dir, "ap.txt")) as path, open(path, "w") as f:
             f.write(f"AP in percent on {self._dataset_name}\n\n{table}\n")
-        logger.info(f"Wrote ap.json, ap.txt, true_positives.json to {self._output_dir}")
+        logger.info(f"Wrote ap.json, ap.txt, true_positives.json to {output_dir}")
 
 
 def format_table(class_names: Sequence[str], results: Sequence[ClassResult]) -> str:
     """One row per class, the mean, and all classes in one list (AP-pool), AP in percent."""
-    rows = []
-    for name, result in zip(class_names, results, strict=True):
-        counts = (result.num_objects, result.num_difficult, len(result.inds))
-        rows.append([name, *counts, *_cells(result.ap, 0, bool(result.num_objects))])
+    counts = [(x.num_objects, x.num_difficult, len(x.inds)) for x in results]
+    rows = [
+        [name, *numbers, *_cells(result.ap, 0, bool(result.num_objects))]
+        for name, numbers, result in zip(class_names, counts, results, strict=True)
+    ]
     num_present = sum(result.num_objects > 0 for result in results)
-    totals = [sum(row[i] for row in rows) for i in (1, 2, 3)]
+    totals = [sum(numbers[i] for numbers in counts) for i in range(3)]
     rows.append([f"mean of {num_present}", *totals, *_cells(mean_ap(results), 0, True)])
     rows.append(["all in one list (AP-pool)", *totals, *_cells(pooled_ap(results), 1, True)])
     headers = ["class", "objects", "difficult", "detections", *_COLUMNS]
@@ -288,7 +289,7 @@ def _cells(ap: dict[str, float], which: int, is_known: bool) -> list[str]:
     return [f"{100 * ap[names[which]]:.2f}" if is_known else "-" for names in _COLUMNS.values()]
 
 
-def _without_nan(value):
+def _without_nan(value: object) -> object:
     """JSON knows no nan: null."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}

@@ -4,11 +4,11 @@
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from detectron2.modeling import GeneralizedRCNN
 
 
 @torch.no_grad()
-def average_loss(model: nn.Module, images: Iterable[dict]) -> float:
+def average_loss(model: GeneralizedRCNN, images: Iterable[dict]) -> float:
     """
     Mean loss of classification and box over all windows of all images (Shrivastava et al. 2016,
     section 5.5), which does not depend on how windows are sampled: dropout off, background from

@@ -5,6 +5,7 @@ import contextlib
 import io
 
 import numpy as np
+import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -71,7 +72,7 @@ def _precision(
     inds = (detections.classes == class_id).nonzero().squeeze(1)
     inds = inds[np.argsort(-detections.scores[inds].double().numpy(), kind="stable")]
     found: dict[int, int] = {}
-    annotations = []
+    annotations: list[dict] = []
     for i in inds.tolist():
         image = int(detections.image_inds[i])
         found[image] = found.get(image, 0) + 1
@@ -108,6 +109,6 @@ def _area(objects: Objects, i: int) -> float:
     return width * height
 
 
-def _xywh(box) -> list[float]:
+def _xywh(box: torch.Tensor) -> list[float]:
     x1, y1, x2, y2 = box.double().tolist()
     return [x1, y1, x2 - x1, y2 - y1]

@@ -3,7 +3,7 @@
 
 import hashlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -13,13 +13,16 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+# What a backbone is cut out of.
+Detector: TypeAlias = GeneralizedRCNN | RetinaNet
 
-def frozen_part(model: nn.Module) -> Backbone:
+
+def frozen_part(model: Detector) -> Backbone:
     """What is before all that trains: the network below an FPN, or the whole backbone."""
     return getattr(model.backbone, "bottom_up", model.backbone)
 
 
-def check_frozen(model: nn.Module) -> None:
+def check_frozen(model: Detector) -> None:
     """
     Checks that the frozen part of a model gives the same outputs of an image at any time.
 
@@ -50,7 +53,7 @@ def hash_part(part: nn.Module) -> tuple[str, str]:
 
 
 @torch.no_grad()
-def compute_features(model: nn.Module, image: torch.Tensor) -> dict[str, torch.Tensor]:
+def compute_features(model: Detector, image: torch.Tensor) -> dict[str, torch.Tensor]:
     """Outputs (C, H, W) of the frozen part by name, of one image (3, H, W) as the mapper has it."""
     images = model.preprocess_image([{"image": image}])
     return {name: x[0] for name, x in frozen_part(model)(images.tensor).items()}
@@ -64,12 +67,14 @@ class FeatureInputs:
     of different sizes are padded with zeros, as images are; a backbone would have seen the padding.
     """
 
+    backbone: Backbone
+    device: torch.device
     feature_reader: Callable[[Any], dict[str, torch.Tensor]] | None = None
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """As Detectron2's; with a reader `tensor` of the result is a dictionary, for the cut."""
         if self.feature_reader is None:
-            return super().preprocess_image(batched_inputs)
+            return super().preprocess_image(batched_inputs)  # type: ignore[misc]  # Detectron2's
         views = [x["view"] for x in batched_inputs]
         by_view = [self.feature_reader(view) for view in views]
         features = {
@@ -120,7 +125,7 @@ class FeaturePassage(Backbone):
         return self._size_divisibility
 
 
-def read_features(model: nn.Module, read: Callable[[Any], dict[str, torch.Tensor]]) -> None:
+def read_features(model: Detector, read: Callable[[Any], dict[str, torch.Tensor]]) -> None:
     """
     Lets a model take features instead of images; it cannot go back.
 

@@ -53,11 +53,11 @@ def compress(box_head: nn.Module, ranks: Sequence[int]) -> list[LayerCompression
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         replacement = LowRankLinear(layer.in_features, layer.out_features, rank).to(layer.weight)
-        replacement[0].weight.copy_(thin.first)
-        replacement[1].weight.copy_(thin.second)
-        replacement[1].bias.copy_(layer.bias)
+        weights = {"0.weight": thin.first, "1.weight": thin.second, "1.bias": layer.bias}
+        replacement.load_state_dict(weights)
         _replace(box_head, name, replacement)
-        report.append(LayerCompression(name, tuple(layer.weight.shape), rank, thin.error))
+        shape = (layer.out_features, layer.in_features)
+        report.append(LayerCompression(name, shape, rank, thin.error))
     return report
 
 

@@ -83,9 +83,9 @@ def detections(
         candidates: of :func:`proposal_candidates`.
         nms_iou_thresh: a candidate is suppressed by a better one of IoU above it.
         detections_per_image: the best so many of all classes together; <= 0 means all.
-        vote_iou_thresh: above 0, a detection's box is the mean of the candidates of its class whose
-            IoU with it is above this (:func:`maploss.layers.box_voting`).
-        log_weights: (C,) of the votes.
+        vote_iou_thresh: with votes, a detection's box is the mean of the candidates of its class
+            whose IoU with it is above this (:func:`maploss.layers.box_voting`).
+        log_weights: (C,) of the votes; None for none.
     """
     boxes, scores = candidates.pred_boxes.tensor, candidates.scores
     classes = candidates.pred_classes
@@ -95,7 +95,7 @@ def detections(
     if detections_per_image > 0:
         keep = keep[:detections_per_image]
     found = candidates[keep]
-    if vote_iou_thresh > 0:
+    if log_weights is not None:
         voted = boxes[keep]
         for class_id in found.pred_classes.unique():
             is_own, may_vote = found.pred_classes == class_id, classes == class_id

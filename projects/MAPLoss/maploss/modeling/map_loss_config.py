@@ -68,14 +68,14 @@ def settings_from_config(cfg: CfgNode) -> MAPLossSettings:
         MAPLossSettings(box_gradient=keys.BOX_REG.GRADIENT)
     # Boxes that are not trained need no gradient.
     box_gradient = keys.BOX_REG.GRADIENT if keys.BOX_REG.BOXES != "none" else "none"
-    chosen = {"iou_threshs": iou_threshs_from_config(cfg)}
-    if box_gradient == "error_driven":
-        chosen |= error_driven
+    iou_threshs = iou_threshs_from_config(cfg)
+    chosen = {**error_driven} if box_gradient == "error_driven" else {}
     chosen |= {"error_driven": error_driven, "reinforce": reinforce}.get(keys.GRADIENT, steps)
     chosen |= log_space if keys.LOG_SPACE.ENABLED else {}
     ap_type = ap_type_from_config(cfg)
     with _naming("MODEL.MAP_LOSS"):
         return MAPLossSettings(
+            iou_threshs=iou_threshs,
             ap_type=ap_type,
             gradient=keys.GRADIENT,
             transitivity=keys.TRANSITIVITY,

@@ -140,9 +140,10 @@ class MAPOutputLayers(BoxOutputLayers):
         proposal, classes = (targets.weights != 0).nonzero().unbind(1)
         own = torch.cat([x.proposal_boxes.tensor for x in proposals])[proposal]
         gt_boxes = targets.gt_boxes[targets.objects[proposal, classes]]
-        losses = self.bbox_pred.giou_losses(predictions.deltas[proposal], own, gt_boxes, classes)
+        regressor, deltas = self._box_regression(predictions)
+        losses = regressor.giou_losses(deltas[proposal], own, gt_boxes, classes)
         loss = (targets.weights[proposal, classes].to(losses.dtype) * losses).sum()
-        return self.bbox_pred.loss_weight * comm.get_world_size() * loss
+        return regressor.loss_weight * comm.get_world_size() * loss
 
     def rank(self, inputs: LossInputs) -> GradientCache:
         """
@@ -153,7 +154,8 @@ class MAPOutputLayers(BoxOutputLayers):
             inputs = inputs._replace(scores=inputs.scores.detach().requires_grad_())
             losses, stats = self.map_loss(*inputs, group=_all_ranks())
             losses = _scale_for_all_ranks(losses)
-            (gradient,) = torch.autograd.grad(sum(losses.values()), inputs.scores)
+            total = losses["loss_map"] + losses["loss_score_reg"]
+            (gradient,) = torch.autograd.grad(total, inputs.scores)
         scores = inputs.scores.detach()
         self._watch(scores, stats)
         values = {name: loss.detach() for name, loss in losses.items()}

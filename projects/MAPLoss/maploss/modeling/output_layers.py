@@ -39,7 +39,7 @@ class BoxPredictions(NamedTuple):
 
     def of(self, inds: torch.Tensor) -> "BoxPredictions":
         """What is said of some of the proposals."""
-        return BoxPredictions(*(None if x is None else x[inds] for x in self))
+        return BoxPredictions(self.scores[inds], None if self.deltas is None else self.deltas[inds])
 
 
 class BoxOutputLayers(nn.Module):
@@ -147,14 +147,26 @@ class BoxOutputLayers(nn.Module):
         raise NotImplementedError
 
     def box_losses(self, predictions: BoxPredictions, proposals: list[Instances]) -> torch.Tensor:
-        """(R,) the loss of the box regression of each proposal, 0 over nothing."""
-        return self.bbox_pred.losses(
-            predictions.deltas,
+        """
+        (R,) the loss of the box regression of each proposal, 0 over nothing.
+
+        Raises:
+            ValueError: there is no box regression.
+        """
+        regressor, deltas = self._box_regression(predictions)
+        return regressor.losses(
+            deltas,
             torch.cat([x.proposal_boxes.tensor for x in proposals]),
             torch.cat([x.gt_boxes.tensor for x in proposals]),
             torch.cat([x.gt_classes for x in proposals]),
             self.num_classes,
         )
+
+    def _box_regression(self, predictions: BoxPredictions) -> tuple[BoxRegressor, torch.Tensor]:
+        """What made the deltas, and the deltas."""
+        if self.bbox_pred is None or predictions.deltas is None:
+            raise ValueError("predictions: expected deltas of box regression, got none")
+        return self.bbox_pred, predictions.deltas
 
     def detection_scores(self, scores: torch.Tensor) -> torch.Tensor:
         """(R, num_outputs) raw scores to (R, K) scores of detections."""

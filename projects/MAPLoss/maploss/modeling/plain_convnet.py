@@ -125,7 +125,8 @@ class PlainConvNet(Backbone):
                 groups=spec["groups"],
             )
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-            nn.init.zeros_(conv.bias)
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
             conv.requires_grad_(int(name[len("conv")]) > freeze_at)
             layers[name.replace("conv", "relu")] = nn.ReLU(inplace=True)
             channels = spec["channels"]

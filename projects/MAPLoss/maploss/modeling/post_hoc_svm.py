@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import Boxes, Instances, pairwise_iou
-from torch import nn
 from tqdm import tqdm
 
 # Those of R-CNN: the mean norm of features, liblinear's C, bias and weight of positives; proposals
@@ -41,11 +41,11 @@ class ImageFeatures:
     def is_negative(self, class_id: int) -> np.ndarray:
         """(R,) bool."""
         own = self.iou[:, self.gt_classes == class_id]
-        return (own < _NEGATIVE_IOU).all(axis=1)
+        return np.all(own < _NEGATIVE_IOU, axis=1)
 
 
 @torch.no_grad()
-def extract_features(model: nn.Module, images: Iterable[dict]) -> Iterator[ImageFeatures]:
+def extract_features(model: GeneralizedRCNN, images: Iterable[dict]) -> Iterator[ImageFeatures]:
     """
     Features of the box head, dropout off, for the proposals and the objects of each image.
 

@@ -116,7 +116,7 @@ class RankingLoss(nn.Module):
         The bias that the layer of the scores begins with: with a focal loss all probabilities are
         .01, else the many negatives would be most of it at first. The other losses leave it.
         """
-        if self.name in FOCAL_LOSSES:
+        if self.name in FOCAL_LOSSES and layer.bias is not None:
             nn.init.constant_(layer.bias, math.log(_PRIOR / (1 - _PRIOR)))
 
     def forward(

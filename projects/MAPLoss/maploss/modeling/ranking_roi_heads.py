@@ -57,7 +57,7 @@ class RankingOutputLayers(BoxOutputLayers):
         gt_boxes = torch.cat([x.gt_boxes.tensor for x in proposals])
         inds = (classes < self.num_classes).nonzero().squeeze(1)
         boxes = own[inds]
-        if self.bbox_pred is not None:
+        if self.bbox_pred is not None and predictions.deltas is not None:
             boxes = self.bbox_pred.boxes(predictions.deltas[inds], boxes)
             box_inds = classes[inds] if self.bbox_pred.num_boxes > 1 else classes[inds] * 0
             boxes = boxes[torch.arange(len(inds), device=inds.device), box_inds]

@@ -107,7 +107,8 @@ def _layers() -> list[nn.Module]:
         for module in layer.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
     return layers
 
 

@@ -143,8 +143,9 @@ def best_shift(strides: Iterable[int]) -> int:
 def _cut(network: nn.Module, last: str) -> None:
     """Drops the blocks after the one named `last`, which networks of blocks keep and run."""
     parent, _, number = last.partition(".")
-    if parent == "blocks" and isinstance(getattr(network, parent, None), nn.Sequential):
-        network.blocks = network.blocks[: int(number) + 1]
+    blocks = getattr(network, "blocks", None)
+    if parent == "blocks" and isinstance(blocks, nn.Sequential):
+        network.blocks = blocks[: int(number) + 1]
 
 
 def _freeze(network: nn.Module, last: str) -> None:

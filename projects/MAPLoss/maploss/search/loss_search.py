@@ -163,10 +163,10 @@ class LossSearch:
             finished, running = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
             # Only this thread writes: what runs when it is interrupted is not recorded.
             for future in finished:
-                sample = future.result()
-                if sample.round == START_ROUND and sample.error:
-                    raise ValueError(f"The start has no result, as others will: {sample.error}")
-                self._record.append(sample)
+                evaluated = future.result()
+                if evaluated.round == START_ROUND and evaluated.error:
+                    raise ValueError(f"The start has no result, as others will: {evaluated.error}")
+                self._record.append(evaluated)
         return [done[key] for key in keys]
 
     def _is_of(self, finished: FinishedSample, sample: Sample) -> bool:

@@ -11,8 +11,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 
@@ -33,7 +34,8 @@ if os.getppid() == int(sys.argv[1]):
 """
 
 
-class Sample(NamedTuple):
+@dataclass(frozen=True)
+class Sample:
     """Numbers theta (d,) in [0, 1] to evaluate, and the KEY VALUE .. that they stand for."""
 
     round: int

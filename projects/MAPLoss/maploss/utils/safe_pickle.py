@@ -99,7 +99,9 @@ class _Array(np.ndarray):
             )
         if self.size:  # its rows may be in use
             raise pickle.UnpicklingError("expected one state for an array, got another")
-        super().__setstate__((1, shape, dtype.numpy, bool(is_fortran), bytes(data)))
+        state = (1, shape, dtype.numpy, bool(is_fortran), bytes(data))
+        # NumPy refuses the np.bool that its stub asks for.
+        super().__setstate__(state)  # type: ignore[arg-type]
 
 
 def _reconstruct(*_: object) -> _Array:
@@ -119,7 +121,7 @@ def _frombuffer(
 def _scalar(dtype: _DType, data: bytes) -> np.generic:
     if isinstance(dtype, _DType) and not dtype.numpy.itemsize:
         return dtype.numpy.type()  # an empty string
-    return _frombuffer(data, dtype, (), "C")[()]
+    return _frombuffer(data, dtype, (), "C").flat[0]
 
 
 def _no_call(*_: object) -> None:

@@ -2,7 +2,7 @@
 """Some images of a data set with their kept detections and missed objects."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ _MOST_BOXES = 20
 
 class _Style(NamedTuple):
     color: str
-    line: str
+    line: Literal["-", "--", ":"]
     meaning: str
 
 
@@ -69,7 +69,7 @@ def draw_detection_grid(
         for style, source, inds in outcomes:
             for i in inds[source.image_inds[inds] == int(index)][:_MOST_BOXES].tolist():
                 _draw_box(axes, source.boxes[i], style)
-                _draw_label(axes, source.boxes[i], class_names[source.classes[i]], style)
+                _draw_label(axes, source.boxes[i], class_names[int(source.classes[i])], style)
     handles = [
         Line2D([], [], color=style.color, linestyle=style.line, linewidth=2, label=style.meaning)
         for style in _STYLES

@@ -7,7 +7,7 @@ Shape letters: R windows and G objects of one class in one image.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -186,7 +186,7 @@ def _draw_legend(figure: Figure, gradient: torch.Tensor, num_objects: int, kind:
     num_without = int((gradient == 0).sum())
     hidden = " (hidden)" if num_without > _MOST_WITHOUT else ""
     largest = float(gradient.abs().max()) if len(gradient) else 0.0
-    rows = (
+    rows: tuple[tuple[str, Literal["-", ":"], str], ...] = (
         *(
             (color, "-", f"{name}: {int((gradient.sign() == sign).sum())}")
             for sign, (color, name) in kind.signs.items()

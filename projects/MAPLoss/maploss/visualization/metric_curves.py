@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import color_sequences
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -63,7 +63,7 @@ def draw_metric_curves(path: str, runs: Mapping[str, Sequence[Path]]) -> Figure:
         raise ValueError(f"No curve to draw in {[str(f) for fs in runs.values() for f in fs]}")
     figure = Figure(figsize=(4.4 * len(panels), 3.6), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
-    colors = colormaps["tab10"].colors
+    colors = color_sequences["tab10"]
     all_axes = np.atleast_1d(figure.subplots(1, len(panels)))
     for axes, (title, curves) in zip(all_axes, panels, strict=True):
         for i, log in enumerate(logs.values()):
@@ -101,7 +101,7 @@ def _read(path: Path) -> list[dict]:
 
 
 def _draw(
-    axes: Axes, log: list[list[dict]], name: str, factor: float, style: str, color: tuple
+    axes: Axes, log: list[list[dict]], name: str, factor: float, style: str, color: str | tuple
 ) -> None:
     """One curve of one label: what several runs logged at the same iteration is averaged."""
     values: dict[int, list[float]] = {}

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from matplotlib import colormaps
+from matplotlib import color_sequences
 from matplotlib.figure import Figure
 
 from .figure_pixels import figure_pixels
@@ -39,7 +39,7 @@ def minibatch_pr_picture(curves: Mapping[str, Curve], map_value: float) -> np.nd
     figure = Figure(figsize=(7.0, 4.2), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     style_axes(axes)
-    for color, i in zip(colormaps["tab10"].colors, inds, strict=False):
+    for color, i in zip(color_sequences["tab10"], inds, strict=False):
         name, (precision, recall, ap) = ranked[i]
         label = f"{100 * float(ap):5.1f}  {_shorten(name)}"
         draw_interpolated(axes, label, np.asarray(precision), np.asarray(recall), color)

@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import color_sequences
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -29,7 +29,7 @@ def draw_pr_curves(
     figure = Figure(figsize=(8.4, 5.2), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    colors = colormaps["tab10" if len(present) <= 10 else "tab20"].colors
+    colors = color_sequences["tab10" if len(present) <= 10 else "tab20"]
     style_axes(axes)
     _draw_f1_lines(axes)
     for i, (name, result) in enumerate(present):
@@ -50,7 +50,7 @@ def _draw_f1_lines(axes: Axes) -> None:
         axes.annotate(f"F1 {f1}", (0.995, f1 / (2 - f1)), color="0.65", fontsize=7, ha="right")
 
 
-def _draw_class(axes: Axes, name: str, result: ClassResult, color: tuple) -> None:
+def _draw_class(axes: Axes, name: str, result: ClassResult, color: str | tuple) -> None:
     label = f"{100 * result.ap['AP50']:5.1f}  {name}"
     precision, recall = result.precision.numpy(), result.recall.numpy()
     if draw_interpolated(axes, label, precision, recall, color):
@@ -67,7 +67,7 @@ def style_axes(axes: Axes) -> None:
 
 
 def draw_interpolated(
-    axes: Axes, label: str, precision: np.ndarray, recall: np.ndarray, color: tuple
+    axes: Axes, label: str, precision: np.ndarray, recall: np.ndarray, color: str | tuple
 ) -> bool:
     """
     Draws a curve as it is, faint, and interpolated; a line at 0 if nothing is found.

@@ -49,7 +49,8 @@ def draw_ranking(path: str, runs: Mapping[str, Sequence[Path]]) -> Figure:
     grid = figure.subplots(1, len(points), sharex=True, sharey=True, squeeze=False)[0]
     top = min(rows[:, 1].min() for rows in points.values()) / 2
     for axes, (label, rows) in zip(grid, points.items(), strict=True):
-        _draw_panel(axes, label, *rows.T, top)
+        iou, percent = rows.T
+        _draw_panel(axes, label, iou, percent, top)
     grid[0].set(xlim=(0.5, 1), ylim=(100, top), ylabel="rank, % of its class's detections")
     grid[0].yaxis.set_major_formatter("{x:g}")
     figure.legend(handles=grid[0].get_lines(), loc="outside lower center", frameon=False)

@@ -8,10 +8,11 @@ Shape letters: F functions of a key.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import color_sequences
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import AutoLocator
 
 
 def draw_functions(
@@ -32,7 +33,7 @@ def draw_functions(
     figure = Figure(figsize=(2.3 * num, 2.5 * len(keys) + 0.7), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(keys), num, squeeze=False, sharex=True, sharey=True)
-    colors = colormaps["tab10"].colors
+    colors = color_sequences["tab10"]
     for row, key in zip(grid, keys, strict=True):
         for i, axes in enumerate(row):
             axes.plot([0, 1], [0, 1], "--", color="0.7", linewidth=1, label="identity")
@@ -77,7 +78,9 @@ def draw_rewards(
     axes.plot(places, best, "s-", markersize=3, drawstyle="steps-post", label="best so far")
     axes.axhline(start, linestyle="--", color="0.4", linewidth=1, label="start")
     axes.set(xlabel="round", ylabel=name, xlim=(-0.5, len(rounds) - 0.5))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    locator = AutoLocator()
+    locator.set_params(integer=True)
+    axes.xaxis.set_major_locator(locator)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="0.93", linewidth=0.8)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
