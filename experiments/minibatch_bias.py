@@ -20,6 +20,8 @@ an object counts 0, as in the loss; in "AP of classes present" it is left out, a
 import argparse
 
 import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import GeneralizedRCNN
 from detectron2.utils.events import EventStorage
 from maploss.data.mapper import MAPDatasetMapper
 from maploss.engine import load_trained, prepare_config, training_records
@@ -34,7 +36,7 @@ BATCHES, SIZES = (4, 8, 16, 32), (0, 1, 4, 8)
 
 
 @torch.no_grad()
-def score_images(cfg, model, limit: int | None) -> list[LossInputs]:
+def score_images(cfg: CfgNode, model: GeneralizedRCNN, limit: int | None) -> list[LossInputs]:
     """Of each training image: the scores and boxes of its windows, and its objects."""
     mapper, heads, images = MAPDatasetMapper(cfg, is_train=True), model.roi_heads, []
     predictor = heads.box_predictor

@@ -29,7 +29,7 @@ BUDGETS = ((10, 4), (40, 8))
 class RandomSampler:
     """The policy's first round again and again."""
 
-    def __init__(self, start: torch.Tensor, num_rounds: int, seed: int):
+    def __init__(self, start: torch.Tensor, num_rounds: int, seed: int) -> None:
         self._start, self._seed = start, seed
 
     def sample(self, num: int, round_index: int) -> torch.Tensor:

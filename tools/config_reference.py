@@ -49,7 +49,7 @@ Keys of Detectron2 that take part:
 """
 
 
-def main():
+def main() -> None:
     """Write the page."""
     parser = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0])
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "config.md")

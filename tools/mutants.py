@@ -31,7 +31,7 @@ NO_GRAD = re.compile(r"^@torch\.no_grad\(\)\n(?=def (\w+))", re.MULTILINE)
 STATUSES = ["killed", "timeout", "survived", "no tests"]
 
 
-def main():
+def main() -> int:
     """Run the mutants that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument(
@@ -55,7 +55,7 @@ def main():
     return status
 
 
-def stage(beginnings):
+def stage(beginnings: list[str]) -> list[Path]:
     """Copy what changed; return the paths of the files of `layers` that begin with one of these."""
     (STAGE / LAYERS).mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / "pyproject.toml", STAGE)
@@ -78,13 +78,13 @@ def stage(beginnings):
     return [path for path, name in names.items() if name.startswith(tuple(beginnings))]
 
 
-def without_decorators(text):
+def without_decorators(text: str) -> str:
     """Wrap in no_grad below what is wrapped above: mutmut leaves decorated functions alone."""
     wrapped = NO_GRAD.findall(text)
     return NO_GRAD.sub("\n", text) + "".join(f"\n{f} = torch.no_grad()({f})\n" for f in wrapped)
 
 
-def sample(path, size, seed):
+def sample(path: Path, size: int | None, seed: int) -> list[str]:
     """Names of `size` mutants of a file, of all if it has fewer."""
     module = ".".join(path.with_suffix("").parts)
     code = (STAGE / path).read_text()
@@ -94,7 +94,7 @@ def sample(path, size, seed):
     return random.Random(f"{seed} {path}").sample(names, size)
 
 
-def read_results():
+def read_results() -> dict[str, str]:
     """Map each mutant that was made before to its result."""
     if not (STAGE / "mutants").exists():
         return {}
@@ -102,13 +102,13 @@ def read_results():
     return dict(line.strip().split(": ", 1) for line in lines if ": " in line)
 
 
-def mutmut(*arguments, **kwargs):
+def mutmut(*arguments: str, **kwargs: bool) -> subprocess.CompletedProcess:
     """Run mutmut where the copies are."""
     command = [str(Path(sys.executable).with_name("mutmut")), *arguments]
     return subprocess.run(command, cwd=STAGE, check=False, **kwargs)
 
 
-def report(mutants, results):
+def report(mutants: dict[Path, list[str]], results: dict[str, str]) -> None:
     """Print the survivors, and a table with one row a file."""
     counts = defaultdict(Counter)
     for path, names in mutants.items():

@@ -5,6 +5,8 @@
 DETECTRON2 may force where Detectron2 comes from: `official` (GitHub) or `index` (third_party/).
 """
 
+from __future__ import annotations  # older Pythons get as far as the message in main
+
 import hashlib
 import os
 import subprocess
@@ -37,7 +39,7 @@ print(cv2.__version__ + (" without ximgproc" if not hasattr(cv2, "ximgproc") els
 ASK_GITHUB = "import sys, urllib.request as r; r.urlopen(r.Request(sys.argv[1], method='HEAD'))"
 
 
-def main():
+def main() -> None:
     """Bring .venv up to date with the files that describe it."""
     if sys.version_info < (3, 10):  # noqa: UP036 (older ones get here too)
         sys.exit(f"setup: expected Python >= 3.10, got {sys.version.split()[0]} (set PYTHON=...)")
@@ -67,7 +69,7 @@ def main():
     say("done")
 
 
-def fingerprint(forced):
+def fingerprint(forced: str) -> str:
     """Digest of all that decides what .venv holds."""
     paths = [ROOT / "pyproject.toml", REQUIREMENTS, CONSTRAINTS, Path(__file__)]
     paths += [p for p in sorted(REPACKAGED.iterdir()) if p.suffix in (".py", ".toml")]
@@ -77,7 +79,7 @@ def fingerprint(forced):
     return digest.hexdigest()
 
 
-def make_venv(system_site_packages):
+def make_venv(system_site_packages: bool) -> None:
     """Create .venv unless it is there and of the Python version that runs this."""
     if Path(sys.prefix).resolve() == VENV.resolve():
         return
@@ -91,7 +93,7 @@ def make_venv(system_site_packages):
     run(command)
 
 
-def install_detectron2(forced):
+def install_detectron2(forced: str) -> None:
     """Take the official Detectron2 if it is there or GitHub answers, else the repackaged one."""
     version = "" if forced else official_version(VENV_PYTHON)
     if version:
@@ -107,7 +109,7 @@ def install_detectron2(forced):
     pip_install(str(REPACKAGED), "--constraint", str(CONSTRAINTS))
 
 
-def install_official():
+def install_official() -> str:
     """Install the official Detectron2; return "" or, where that is not possible, the reason."""
     ask = [sys.executable, "-c", ASK_GITHUB, DETECTRON2_URL]
     try:
@@ -152,18 +154,18 @@ def official_version(python):
     return result.stdout.strip() if result.returncode == 0 else ""
 
 
-def pip_install(*arguments):
+def pip_install(*arguments: str) -> None:
     """Run pip in .venv."""
     pip = [str(VENV_PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     run([*pip, *arguments])
 
 
-def run(command):
+def run(command: list[str]) -> None:
     """Run `command` without input; raise CalledProcessError if it fails."""
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
 
 
-def say(message):
+def say(message: str) -> None:
     """Print one line, at once."""
     print(f"setup: {message}", flush=True)
 

@@ -3,6 +3,7 @@ import json
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def test_a_sample_runs_in_its_own_clean_folder_and_leaves_no_checkpoint(tmp_path
     assert said.startswith(f"KEY 7 OUTPUT_DIR {folder} ")
     assert said.endswith("['console.txt']\n")
     assert sorted(x.name for x in folder.iterdir()) == ["console.txt", "inference"]
-    assert proxy(SAMPLE._replace(round=-1, index=0), 0) == 12.5
+    assert proxy(replace(SAMPLE, round=-1, index=0), 0) == 12.5
     assert (tmp_path / "out/start/console.txt").exists()
 
 

@@ -26,7 +26,10 @@ def export_model(cfg: CfgNode, model: nn.Module, folder: Path, name: str = "mode
     An image pyramid is left out: DefaultPredictor gives one size.
 
     Args:
-        cfg: that the model was built from; not changed. model: its box regression is folded.
+        cfg: that the model was built from; not changed.
+        model: its box regression is folded.
+        folder: of the two files; made if there is none.
+        name: of the files.
 
     Returns:
         The path of the checkpoint.

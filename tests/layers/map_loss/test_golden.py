@@ -31,7 +31,7 @@ class Golden(NamedTuple):
 def load_cases() -> list[Golden]:
     with np.load(Path(__file__).with_name("golden.npz")) as file:
         data = {name: file[name] for name in file.files}
-    sizes = {name: 0 for name in [*INPUTS, "loss", "ap_per_class", "score_gradient"]}
+    sizes = dict.fromkeys([*INPUTS, "loss", "ap_per_class", "score_gradient"], 0)
 
     def take(name: str, *shape: int) -> torch.Tensor:
         """The next part of an array that holds one of each block."""

@@ -155,27 +155,27 @@ def test_half_precision_free_float32_is_close_to_float64():
 
 
 BAD_INPUT = {
-    "scores": (dict(scores=torch.zeros(3, 1)), ValueError, r"scores: expected shape \(D,\)"),
-    "dtype": (dict(scores=torch.zeros(3).half()), TypeError, "scores: expected torch.float32"),
-    "nan": (dict(scores=torch.tensor([0, 1, float("nan")])), FloatingPointError, "not finite"),
-    "labels": (dict(labels=torch.tensor([1, 0, 2])), ValueError, "labels: expected 1, 0 or -1"),
-    "label type": (dict(labels=torch.ones(3)), TypeError, "labels: expected dtype torch.int64"),
-    "count": (dict(quality=torch.ones(2)), ValueError, r"quality: expected shape \(1,\)"),
-    "quality": (dict(quality=torch.tensor([1.5])), ValueError, r"in \[0, 1\], got 1.5 to 1.5"),
-    "form": (dict(form="cubic"), ValueError, "form: expected one of searched, .*, got 'cubic'"),
+    "scores": ({"scores": torch.zeros(3, 1)}, ValueError, r"scores: expected shape \(D,\)"),
+    "dtype": ({"scores": torch.zeros(3).half()}, TypeError, "scores: expected torch.float32"),
+    "nan": ({"scores": torch.tensor([0, 1, float("nan")])}, FloatingPointError, "not finite"),
+    "labels": ({"labels": torch.tensor([1, 0, 2])}, ValueError, "labels: expected 1, 0 or -1"),
+    "label type": ({"labels": torch.ones(3)}, TypeError, "labels: expected dtype torch.int64"),
+    "count": ({"quality": torch.ones(2)}, ValueError, r"quality: expected shape \(1,\)"),
+    "quality": ({"quality": torch.tensor([1.5])}, ValueError, r"in \[0, 1\], got 1.5 to 1.5"),
+    "form": ({"form": "cubic"}, ValueError, "form: expected one of searched, .*, got 'cubic'"),
     "points": (
-        dict(points=torch.zeros(4, 4, 2)),
+        {"points": torch.zeros(4, 4, 2)},
         ValueError,
         r"points: expected shape \(5, 4, 2\)",
     ),
-    "none": (dict(num_ranked=0), ValueError, "num_ranked: expected at least 1, got 0"),
+    "none": ({"num_ranked": 0}, ValueError, "num_ranked: expected at least 1, got 0"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_INPUT)
 def test_bad_input_is_named(name):
     change, error, message = BAD_INPUT[name]
-    good = dict(scores=torch.zeros(3), labels=torch.tensor([1, 0, -1]), quality=torch.ones(1))
+    good = {"scores": torch.zeros(3), "labels": torch.tensor([1, 0, -1]), "quality": torch.ones(1)}
     parameterized_ap_loss(**good)
     with pytest.raises(error, match=message):
         parameterized_ap_loss(**{**good, **change})

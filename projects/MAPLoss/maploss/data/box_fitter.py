@@ -26,7 +26,10 @@ class BoxFitter:
         The part of a box that lies in its image; half a pixel too much is no fault.
 
         Args:
-            box: XYXY in pixels. width, height: of the image. image_id: told in the warning.
+            box: XYXY in pixels.
+            width: of the image.
+            height: of the image.
+            image_id: told in the warning.
 
         Returns:
             XYXY, or None where nothing is left: a box of zero area or outside altogether.

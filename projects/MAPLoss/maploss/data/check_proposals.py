@@ -47,8 +47,8 @@ def check_proposals(dataset_dicts: Sequence[dict], path: str) -> ProposalReport:
     Looks at all windows of a data set as they are in the file.
 
     Args:
-        dataset_dicts: Detectron2's, with `image_id`, `width`, `height` and `annotations`. path: a
-            proposal file (.npz).
+        dataset_dicts: Detectron2's, with `image_id`, `width`, `height` and `annotations`.
+        path: a proposal file (.npz).
 
     Raises:
         ValueError: a file that holds something else.

@@ -30,6 +30,7 @@ def load_coco(json_file: str, image_root: str) -> list[dict]:
     one warning that counts them.
 
     Args:
+        json_file: path of the file.
         image_root: folder to which the file names belong.
 
     Returns:

@@ -31,7 +31,7 @@ _VERSION = 1
 class FeatureCache:
     """A cache that is whole; the features stay on the disk."""
 
-    def __init__(self, folder: str, views: Sequence[View]):
+    def __init__(self, folder: str, views: Sequence[View]) -> None:
         """
         Args:
             folder: where :func:`make_cache` has written it.

@@ -24,8 +24,10 @@ def import_proposals(
         archive: an .npz as of :func:`write_proposals`; or a .mat as released with Fast R-CNN, with
             `images`, n names, and `boxes`, n arrays (m, 4) of y1 x1 y2 x2 in pixels that count from
             1, y2 and x2 inclusive; or a .pkl of Detectron2, with lists `ids`, `boxes` and
-            `objectness_logits` in a dictionary. path: of the file (.npz). allow_pickle: `archive`
-            may be a .pkl.
+            `objectness_logits` in a dictionary.
+        path: of the file (.npz).
+        image_ids: whose windows are written, in this order.
+        allow_pickle: `archive` may be a .pkl.
 
     Raises:
         ValueError: no such archive, or it lacks an image; the message names it and the file.

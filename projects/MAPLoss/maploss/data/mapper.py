@@ -39,14 +39,17 @@ class MAPDatasetMapper:
         proposal_topk: int | None,
         pyramid: Sequence[T.Augmentation] = (),
         with_image: bool = True,
-    ):
+    ) -> None:
         """
         Args:
-            is_train: keep the annotations, as instances. image_format: "BGR" or a mode of Pillow.
-            num_classes: annotations of another class are an error. proposal_topk: at most so many
-                proposals, the best; None where the model makes its own. pyramid: for each further
-                size at which the image is wanted, what resizes it; not in training. with_image:
-                False reads no image, of which only the size in the dict is needed.
+            is_train: keep the annotations, as instances.
+            augmentations: of the image and all that lies on it, in turn.
+            image_format: "BGR" or a mode of Pillow.
+            num_classes: annotations of another class are an error.
+            proposal_topk: at most so many proposals, the best; None where the model makes its own.
+            pyramid: for each further size at which the image is wanted, what resizes it; not in
+                training.
+            with_image: False reads no image, of which only the size in the dict is needed.
         """
         if pyramid and (is_train or proposal_topk is None):
             raise ValueError("TEST.PYRAMID.SIZES: expected precomputed proposals, at test")

@@ -35,8 +35,9 @@ def proposal_files_for(
     the cache. All are checked to cover every image.
 
     Args:
-        names: data set names. given: files given by the user, empty or one per data set.
-            allow_pickle: these may be .pkl.
+        names: data set names.
+        given: files given by the user, empty or one per data set.
+        allow_pickle: these may be .pkl.
 
     Raises:
         ValueError: an image without proposals, a wrong number of files, or windows that have to be

@@ -38,7 +38,10 @@ def write_proposals(
     One image's windows are in memory at a time where `boxes` is a generator.
 
     Args:
-        ids: image ids. boxes: one (n, 4) XYXY array per image, best first. made_by: kept with them.
+        path: of the file (.npz).
+        ids: image ids.
+        boxes: one (n, 4) XYXY array per image, best first.
+        made_by: kept with them.
 
     Raises:
         ValueError: an array of another shape, or not one per image.

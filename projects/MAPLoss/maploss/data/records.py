@@ -20,8 +20,9 @@ def load_records(
     Detectron2's own get_detection_dataset_dicts runs whatever is pickled in a proposal file.
 
     Args:
-        names: of data sets. proposal_files: one (.npz) for each; None where the model makes its
-            own windows. filter_empty: leaves out images without an object, crowds aside.
+        names: of data sets.
+        proposal_files: one (.npz) for each; None where the model makes its own windows.
+        filter_empty: leaves out images without an object, crowds aside.
 
     Raises:
         ValueError: windows that cannot be used, see :func:`load_and_check`, another number of

@@ -46,7 +46,9 @@ def make_shapes(folder: str, seed: int, num_images: int) -> None:
     of several processes one does the work. Uses all cores.
 
     Args:
+        folder: where it is written.
         seed: the data set; the i-th image depends on (VERSION, seed, i) only.
+        num_images: how many images it has.
     """
     with new_folder(folder) as temporary:
         if temporary is None:

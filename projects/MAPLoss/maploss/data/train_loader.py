@@ -49,14 +49,18 @@ class TrainLoader:
         num_workers: int,
         seed: int,
         unreadable: str = "stop",
-    ):
+    ) -> None:
         """
         Args:
-            records: Detectron2's dataset dicts. mapper: what makes a sample of one. make_sampler:
-                from a seed to endless indices of records, those of this rank. batch_size: images
-                of this rank. group_by_aspect: landscapes, or all others, in a minibatch.
-                num_workers: 0 = in this process. unreadable: what an ImageError of the mapper does,
-                "stop", or "skip": the next image that can be read takes its place.
+            records: Detectron2's dataset dicts.
+            mapper: what makes a sample of one.
+            make_sampler: from a seed to endless indices of records, those of this rank.
+            batch_size: images of this rank.
+            group_by_aspect: landscapes, or all others, in a minibatch.
+            num_workers: 0 = in this process.
+            seed: of the order of the images and of what the mapper draws.
+            unreadable: what an ImageError of the mapper does, "stop", or "skip": the next image
+                that can be read takes its place.
 
         Raises:
             ValueError: another `unreadable`, or records without width and height to group by.
@@ -153,7 +157,9 @@ class TrainLoader:
 class _Samples(Dataset):
     """From (position, index of a record) to what the mapper makes of it."""
 
-    def __init__(self, records: Sequence[dict], mapper: Callable[[dict], dict], max_skipped: int):
+    def __init__(
+        self, records: Sequence[dict], mapper: Callable[[dict], dict], max_skipped: int
+    ) -> None:
         # Serialised, as in Detectron2, so that workers share its memory.
         self._records = DatasetFromList(records, copy=False)
         self._mapper = mapper

@@ -28,7 +28,7 @@ class View(NamedTuple):
 class UnreadInput(T.AugInput):
     """An input of augmentations without pixels: they change its size, and mirror it."""
 
-    def __init__(self, height: int, width: int):
+    def __init__(self, height: int, width: int) -> None:
         self._set_size(height, width)
         self.is_flipped = False
 

@@ -34,11 +34,14 @@ class AccumulatingTrainer(SimpleTrainer):
         *,
         num_passes: int,
         is_amp: bool = False,
-    ):
+    ) -> None:
         """
         Args:
-            model, data_loader, optimizer: as SimpleTrainer. num_passes: for each update. is_amp:
-                autocast, on CUDA with a gradient scaler.
+            model: as SimpleTrainer.
+            data_loader: as there.
+            optimizer: as there.
+            num_passes: for each update.
+            is_amp: autocast, on CUDA with a gradient scaler.
 
         Raises:
             ValueError: a number of passes below 1, or above 1 with the mAP loss in another

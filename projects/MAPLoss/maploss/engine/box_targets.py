@@ -62,9 +62,11 @@ def box_target_stats(
     Mean and standard deviation of the deltas from the windows to the objects that they overlap.
 
     Args:
-        records: of Detectron2, with proposal_boxes. num_boxes: B. iou_thresh: from which IoU on a
-            window is over an object. max_windows: the first so many of an image. with_difficult:
-            windows over difficult objects count too; those over crowds never do.
+        records: of Detectron2, with proposal_boxes.
+        num_boxes: B.
+        iou_thresh: from which IoU on a window is over an object.
+        max_windows: the first so many of an image.
+        with_difficult: windows over difficult objects count too; those over crowds never do.
 
     Returns:
         (B, 4) and (B, 4); 0 and 1 where no window is over an object.

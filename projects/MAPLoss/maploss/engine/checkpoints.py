@@ -54,6 +54,10 @@ def load_for_evaluation(
     Loads `weights`, or with `resume` or without weights the last checkpoint in `output_dir`.
 
     Args:
+        model: that is loaded, in place.
+        weights: path of a checkpoint, or "".
+        output_dir: folder of a training run.
+        resume: take the run's last checkpoint, whatever `weights` says.
         allow_pickle: `weights` may be a .pkl.
 
     Raises:

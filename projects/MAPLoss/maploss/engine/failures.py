@@ -28,8 +28,10 @@ def one_line_reason(
     What happened, or None where the error is of another kind, whose traceback is wanted.
 
     Args:
-        is_writing: it came from what writes files. output_dir: where these are, for errors that do
-            not name one. num_ranks: number of processes that train together.
+        error: what was raised.
+        is_writing: it came from what writes files.
+        output_dir: where these are, for errors that do not name one.
+        num_ranks: number of processes that train together.
     """
     text = " ".join(str(error).split())
     if isinstance(error, ImageError):
@@ -59,10 +61,11 @@ def _first_os_error(error: BaseException | None) -> OSError | None:
 class NamedWriter(EventWriter):
     """An event writer whose failures name its file."""
 
-    def __init__(self, writer: EventWriter, path: str):
+    def __init__(self, writer: EventWriter, path: str) -> None:
         """
         Args:
-            writer: all work is its. path: of its file or folder.
+            writer: all work is its.
+            path: of its file or folder.
         """
         self._writer = writer
         self._path = path

@@ -29,8 +29,9 @@ class LossPictures(HookBase):
     def __init__(self, model: nn.Module, period: int, image_format: str) -> None:
         """
         Args:
-            model: a detector with an `roi_heads.box_predictor`, perhaps parallel. period: 0 for
-            never. image_format: of the inputs' images, "BGR" or "RGB".
+            model: a detector with an `roi_heads.box_predictor`, perhaps parallel.
+            period: 0 for never.
+            image_format: of the inputs' images, "BGR" or "RGB".
         """
         self._predictor = map_output_layers_of(model)
         self._class_names = [] if self._predictor is None else self._predictor.class_names

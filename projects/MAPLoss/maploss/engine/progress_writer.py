@@ -26,10 +26,11 @@ class ProgressWriter(EventWriter):
     what the event storage does not have is left out.
     """
 
-    def __init__(self, max_iter: int, window_size: int = 20):
+    def __init__(self, max_iter: int, window_size: int = 20) -> None:
         """
         Args:
-            max_iter: number of iterations in all. window_size: number of iterations summed up.
+            max_iter: number of iterations in all.
+            window_size: number of iterations summed up.
         """
         self._max_iter = max_iter
         self._window_size = window_size

@@ -70,7 +70,7 @@ class APEvaluator(DatasetEvaluator):
 
     evaluation: Evaluation | None
 
-    def __init__(self, dataset_name: str, output_dir: str | None = None):
+    def __init__(self, dataset_name: str, output_dir: str | None = None) -> None:
         """
         Args:
             dataset_name: registered, with annotations.
@@ -94,8 +94,8 @@ class APEvaluator(DatasetEvaluator):
         Keeps the detections of a batch.
 
         Args:
-            inputs: dicts with `image_id`. outputs: dicts with `instances`: pred_boxes, scores and
-                pred_classes.
+            inputs: dicts with `image_id`.
+            outputs: dicts with `instances`: pred_boxes, scores and pred_classes.
 
         Raises:
             FloatingPointError, ValueError: a score that is not finite, an unknown class.

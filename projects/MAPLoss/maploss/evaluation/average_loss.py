@@ -15,8 +15,8 @@ def average_loss(model: GeneralizedRCNN, images: Iterable[dict]) -> float:
     IoU 0 on, only windows over difficult objects left out where these do not train.
 
     Args:
-        model: with OHEMROIHeads, on whose weights those of SoftmaxROIHeads fit. images: what a
-            mapper with is_train=True gives of each.
+        model: with OHEMROIHeads, on whose weights those of SoftmaxROIHeads fit.
+        images: what a mapper with is_train=True gives of each.
 
     Raises:
         ValueError: there are no windows.

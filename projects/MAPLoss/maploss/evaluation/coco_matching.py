@@ -30,9 +30,13 @@ def match_coco(
     of an image count (Lin et al., ECCV 2014; pycocotools' `COCOeval.evaluateImg`).
 
     Args:
-        boxes: (D, 4) XYXY in pixels, by falling score. image_inds: (D,). gt_boxes: (G, 4).
-            gt_image_inds: (G,). is_ignored: (G,) bool, difficult objects and crowds. is_crowd: (G,)
-            bool. iou_threshs: T numbers.
+        boxes: (D, 4) XYXY in pixels, by falling score.
+        image_inds: (D,).
+        gt_boxes: (G, 4).
+        gt_image_inds: (G,).
+        is_ignored: (G,) bool, difficult objects and crowds.
+        is_crowd: (G,) bool.
+        iou_threshs: T numbers.
 
     Returns:
         (T, D) int64: the index of the object, -1 for none, -2 for an ignored object and for

@@ -114,8 +114,10 @@ def named_ap(
     AP, AP50 and AP75 of one list of detections, by each of AP_SUFFIX, in [0, 1].
 
     Args:
-        scores: (D,). matched: as in :class:`ClassResult`. num_objects: those that count. infix:
-            comes between "AP50" and the suffix.
+        scores: (D,).
+        matched: as in :class:`ClassResult`.
+        num_objects: those that count.
+        infix: comes between "AP50" and the suffix.
     """
     ap = {}
     for ap_type, suffix in AP_SUFFIX.items():

@@ -48,11 +48,14 @@ class FullyConnectedHead(nn.Module):
     """
 
     @configurable
-    def __init__(self, input_shape: ShapeSpec, *, fc_dims: Sequence[int], dropout: float = 0.5):
+    def __init__(
+        self, input_shape: ShapeSpec, *, fc_dims: Sequence[int], dropout: float = 0.5
+    ) -> None:
         """
         Args:
-            input_shape: of the pooled features of one proposal. fc_dims: widths of fc6, fc7, and so
-                on. dropout: share of outputs that are dropped in training, in [0, 1).
+            input_shape: of the pooled features of one proposal.
+            fc_dims: widths of fc6, fc7, and so on.
+            dropout: share of outputs that are dropped in training, in [0, 1).
 
         Raises:
             ValueError: no layer, or a share out of range.

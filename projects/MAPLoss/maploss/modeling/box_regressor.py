@@ -50,13 +50,15 @@ class BoxRegressor(nn.Linear):
         target_std: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
         beta: float = 1.0,
         loss_type: str = "smooth_l1",
-    ):
+    ) -> None:
         """
         Args:
+            in_features: how many features a proposal has.
             num_boxes: B, the number of classes, or 1 for boxes that no class has to itself.
-            loss_weight: lambda of equation 1. target_std: of the deltas, until they are measured
-                (:func:`maploss.engine.set_box_targets`). beta: of smooth L1, where its quadratic
-                part ends (1 in equation 3); 0 is L1.
+            loss_weight: lambda of equation 1.
+            target_std: of the deltas, until they are measured
+                (:func:`maploss.engine.set_box_targets`).
+            beta: of smooth L1, where its quadratic part ends (1 in equation 3); 0 is L1.
             loss_type: "smooth_l1", of the deltas, or "giou", of the boxes: 1 - GIoU (Rezatofighi et
                 al., CVPR 2019, section 4), for which beta says nothing.
 
@@ -78,7 +80,11 @@ class BoxRegressor(nn.Linear):
 
     @torch.no_grad()
     def set_targets(self, mean: torch.Tensor, std: torch.Tensor) -> None:
-        """Args: mean, std: (B, 4) of the deltas of the training proposals; std above 0."""
+        """
+        Args:
+            mean: (B, 4) of the deltas of the training proposals.
+            std: (B, 4), above 0.
+        """
         self.target_mean.copy_(mean)
         self.target_std.copy_(std)
 
@@ -106,9 +112,11 @@ class BoxRegressor(nn.Linear):
         between the regressed box, not clipped, and the object.
 
         Args:
-            outputs: (R, 4 B) of :meth:`forward`. proposals, gt_boxes: (R, 4) XYXY; the gt_boxes of
-                proposals over nothing are not looked at. gt_classes: (R,) int64, num_classes means
-                background.
+            outputs: (R, 4 B) of :meth:`forward`.
+            proposals: (R, 4) XYXY.
+            gt_boxes: (R, 4) XYXY; those of proposals over nothing are not looked at.
+            gt_classes: (R,) int64, `num_classes` means background.
+            num_classes: K.
         """
         inds = (gt_classes < num_classes).nonzero().squeeze(1)
         found = outputs[inds], proposals[inds], gt_boxes[inds], gt_classes[inds]
@@ -127,8 +135,10 @@ class BoxRegressor(nn.Linear):
         and an object; nan for a box that is not finite.
 
         Args:
-            outputs: (F, 4 B) of :meth:`forward`. proposals, gt_boxes: (F, 4) XYXY. classes: (F,)
-                int64 in [0, K).
+            outputs: (F, 4 B) of :meth:`forward`.
+            proposals: (F, 4) XYXY.
+            gt_boxes: (F, 4) XYXY of the objects.
+            classes: (F,) int64 in [0, K).
         """
         own, mean, std = self._of_class(outputs, classes)
         boxes = _TRANSFORM.apply_deltas(own * std + mean, proposals)

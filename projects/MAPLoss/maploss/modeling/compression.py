@@ -28,7 +28,8 @@ def factorize_linear(box_head: nn.Module, ranks: Sequence[int]) -> None:
     Puts low-rank layers with random weights in the place of the head's linear layers.
 
     Args:
-        box_head: changed in place. ranks: of its linear layers in their order; 0 keeps one.
+        box_head: changed in place.
+        ranks: of its linear layers in their order; 0 keeps one.
 
     Raises:
         ValueError: not as many ranks as layers, or a rank that the layer cannot have.

@@ -29,8 +29,10 @@ def proposal_candidates(
     Each proposal as each class that it may be.
 
     Args:
-        scores: (R, K). boxes: (R, 4) XYXY in pixels, or (R, K, 4), one of its own for each class;
-            clipped to the image here. image_size: height and width in pixels.
+        scores: (R, K).
+        boxes: (R, 4) XYXY in pixels, or (R, K, 4), one of its own for each class; clipped to the
+            image here.
+        image_size: height and width in pixels.
         score_thresh: scores not above it are dropped; -inf drops none.
 
     Returns:

@@ -16,7 +16,7 @@ from .output_layers import image_inds
 class ProposalError(FloatingPointError):
     """A proposal whose loss is not finite, in image number `image_ind` of the minibatch."""
 
-    def __init__(self, image_ind: int, reason: str):
+    def __init__(self, image_ind: int, reason: str) -> None:
         super().__init__(f"image {image_ind} of the minibatch: {reason}")
         self.image_ind = image_ind
         self.reason = reason
@@ -74,7 +74,8 @@ def sparsify_gradient(gradient: torch.Tensor, inds: torch.Tensor) -> torch.Tenso
     which changes no ranking. A class of which one side is not among the chosen gets nothing.
 
     Args:
-        gradient: (R, K). inds: (H,) of the proposals that are chosen.
+        gradient: (R, K).
+        inds: (H,) of the proposals that are chosen.
 
     Returns:
         (H, K).

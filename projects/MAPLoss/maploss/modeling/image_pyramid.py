@@ -22,8 +22,10 @@ def choose_scales(
     (R,) index of the scale at which the area of each box is closest to the best one.
 
     Args:
-        boxes: (R, 4) XYXY in pixels of the image at scale 1. scales: S factors. best_side: of the
-            square of the best area in pixels, 224: the images of the classifier's training.
+        boxes: (R, 4) XYXY in pixels of the image at scale 1.
+        scales: S factors.
+        best_side: of the square of the best area in pixels, 224: the images of the classifier's
+            training.
     """
     areas = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=1)
     factors = torch.as_tensor(scales, dtype=areas.dtype, device=areas.device)

@@ -50,11 +50,13 @@ class MAPOutputLayers(BoxOutputLayers):
     ) -> None:
         """
         Args:
+            input_shape: see :class:`BoxOutputLayers`.
+            num_classes: as there.
             map_loss: the loss; its NMS should be that of the test (`test_nms_iou_thresh`).
             nms_on_regressed: the loss takes the regressed boxes for what is detected, as the test
                 does, instead of the proposals. They are constants to it.
             class_names: K names, for what is watched; None for numbers.
-            input_shape, num_classes, kwargs: see :class:`BoxOutputLayers`.
+            kwargs: as there.
         """
         super().__init__(input_shape, num_classes=num_classes, num_outputs=num_classes, **kwargs)
         self.map_loss = map_loss
@@ -101,7 +103,9 @@ class MAPOutputLayers(BoxOutputLayers):
         to the objects of each class. With several processes the mAP is that of the images of all.
 
         Args:
-            predictions, proposals, targets: as :class:`BoxOutputLayers`.
+            predictions: as :class:`BoxOutputLayers`.
+            proposals: as there.
+            targets: as there.
             gradient_cache: the losses and their gradient by the scores of these predictions, made
                 before; None ranks the predictions.
         """

@@ -69,14 +69,18 @@ class BoxOutputLayers(nn.Module):
         """
         Args:
             input_shape: of the features of one proposal.
-            num_classes: K. num_outputs: how many scores a proposal has.
+            num_classes: K.
+            num_outputs: how many scores a proposal has.
             box_reg_weight: lambda of the box regression's loss, 0 for none: proposals are boxes.
-            box_reg_std: of the targets, until they are measured. box_reg_beta: of smooth L1.
+            box_reg_std: of the targets, until they are measured.
+            box_reg_beta: of smooth L1.
             box_reg_loss_type: see :class:`maploss.modeling.box_regressor.BoxRegressor`.
             is_class_agnostic: one box of a proposal for all classes.
             regress_at_test: False leaves the proposals as they are (Girshick 2015, Table 6).
-            test_score_thresh, test_nms_iou_thresh, test_vote_iou_thresh, test_detections_per_image:
-                see :mod:`maploss.modeling.detections`.
+            test_score_thresh: see :mod:`maploss.modeling.detections`.
+            test_nms_iou_thresh: see :mod:`maploss.modeling.detections`.
+            test_vote_iou_thresh: see :mod:`maploss.modeling.detections`.
+            test_detections_per_image: see :mod:`maploss.modeling.detections`.
 
         Raises:
             ValueError: a threshold of votes out of [0, 1].

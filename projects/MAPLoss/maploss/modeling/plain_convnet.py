@@ -93,12 +93,12 @@ class PlainConvNet(Backbone):
     the same image a few pixels further on, with the same weights.
     """
 
-    def __init__(self, network: str, freeze_at: int = 0):
+    def __init__(self, network: str, freeze_at: int = 0) -> None:
         """
         Args:
-            network: a key of NETWORKS. freeze_at: 0 freezes nothing, n all of conv1 to conv<n>. In
-                the paper 1 for S and M (training starts at conv2), 2 for L (at conv3_1; section
-                4.5).
+            network: a key of NETWORKS.
+            freeze_at: 0 freezes nothing, n all of conv1 to conv<n>. In the paper 1 for S and M
+                (training starts at conv2), 2 for L (at conv3_1; section 4.5).
 
         Raises:
             ValueError: an unknown network, or no number of a convolution.

@@ -50,7 +50,8 @@ def extract_features(model: GeneralizedRCNN, images: Iterable[dict]) -> Iterator
     Features of the box head, dropout off, for the proposals and the objects of each image.
 
     Args:
-        model: with BoxROIHeads. images: what a mapper with is_train=True gives of each.
+        model: with BoxROIHeads.
+        images: what a mapper with is_train=True gives of each.
     """
     model.eval()
     heads = model.roi_heads
@@ -76,8 +77,9 @@ def train_svms(
     of hard negative mining over all images.
 
     Args:
-        images: gives all images anew at each call; called twice. num_classes: K. seed: of the
-            proposals that begin as negatives.
+        images: gives all images anew at each call; called twice.
+        num_classes: K.
+        seed: of the proposals that begin as negatives.
 
     Returns:
         (K, D) weights and (K,) biases for features as they come. A class without an object, or
@@ -129,7 +131,7 @@ def _collect(
 class _ClassSVM:
     """One class: its objects, its cache of negatives, and what was learned from them."""
 
-    def __init__(self, positives: np.ndarray, negatives: np.ndarray, scale: float):
+    def __init__(self, positives: np.ndarray, negatives: np.ndarray, scale: float) -> None:
         self.scale = scale
         self.positives, self.negatives = positives * scale, [negatives * scale]
         self.weight = np.zeros(positives.shape[1], np.float32)

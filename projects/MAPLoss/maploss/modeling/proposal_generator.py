@@ -31,11 +31,13 @@ class SelectiveSearchProposals(nn.Module):
         pixel_std: list[float],
         image_format: str,
         max_proposals: int,
-    ):
+    ) -> None:
         """
         Args:
-            pixel_mean, pixel_std: that the model's input was normalised with. image_format: "BGR"
-                or "RGB". max_proposals: at most so many of an image, the best.
+            pixel_mean: that the model's input was normalised with.
+            pixel_std: as `pixel_mean`.
+            image_format: "BGR" or "RGB".
+            max_proposals: at most so many of an image, the best.
 
         Raises:
             ValueError: another format.

@@ -74,7 +74,7 @@ class RankingLoss(nn.Module):
         iou_threshs: Sequence[float] | str | None = None,
         parameterized_ap: ParameterizedAPLoss | None = None,
         box_weight: float = 1.0,
-    ):
+    ) -> None:
         """
         Args:
             name: one of RANKING_LOSSES or FOCAL_LOSSES.

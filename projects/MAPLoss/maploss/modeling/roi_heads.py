@@ -139,9 +139,13 @@ class BoxROIHeads(ROIHeads):
         targets: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
         """
-        Args: as Detectron2's ROIHeads. targets may have gt_difficult (Gi,), 1 or True for objects
-            that are difficult, and gt_is_crowd for crowds, which are difficult as well; without
-            these no object is.
+        Args:
+            images: as Detectron2's ROIHeads.
+            features: as there.
+            proposals: as there.
+            targets: as there. They may have gt_difficult (Gi,), 1 or True for objects that are
+                difficult, and gt_is_crowd for crowds, which are difficult as well; without these
+                no object is.
 
         Returns:
             In training the proposals that train and the losses, at test the detections and {}.

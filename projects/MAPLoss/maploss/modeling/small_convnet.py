@@ -26,10 +26,12 @@ class SmallConvNet(Backbone):
         channels: Sequence[int] = (32, 64, 64, 64),
         strides: Sequence[int] = (2, 2, 1, 1),
         norm: str = "GN",
-    ):
+    ) -> None:
         """
         Args:
-            in_channels: of the image. channels, strides: of each stage.
+            in_channels: of the image.
+            channels: of each stage.
+            strides: of each stage.
             norm: as Detectron2's get_norm takes it; "" means none.
 
         Raises:

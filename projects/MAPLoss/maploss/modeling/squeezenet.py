@@ -37,7 +37,7 @@ _OUTPUT_INDEX = {"conv1": 1} | {name: spec[0] for name, spec in _FIRES.items()}
 class Fire(nn.Module):
     """1 x 1 convolution to few channels, then 1 x 1 and 3 x 3 side by side; ReLU after each."""
 
-    def __init__(self, in_channels: int, squeeze_channels: int, expand_channels: int):
+    def __init__(self, in_channels: int, squeeze_channels: int, expand_channels: int) -> None:
         super().__init__()
         self.squeeze = nn.Conv2d(in_channels, squeeze_channels, 1)
         self.expand1x1 = nn.Conv2d(squeeze_channels, expand_channels, 1)
@@ -51,7 +51,7 @@ class Fire(nn.Module):
 class SqueezeNet(Backbone):
     """Outputs: conv1 (stride 2), fire2 to fire4 (4), fire5 to fire8 (8), fire9 (16)."""
 
-    def __init__(self, out_features: list[str], freeze_at: int = 0):
+    def __init__(self, out_features: list[str], freeze_at: int = 0) -> None:
         """
         Args:
             out_features: names of the outputs; layers above the last of them are not built.

@@ -56,7 +56,7 @@ class TimmBackbone(Backbone):
 
     def __init__(
         self, name: str, out_features: Sequence[str], freeze_at: int = 0, in_channels: int = 3
-    ):
+    ) -> None:
         """
         Args:
             name: of a network in timm.

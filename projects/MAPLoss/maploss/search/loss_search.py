@@ -38,8 +38,10 @@ def search_loss(
     A whole search, or the rest of one that was stopped, even by a kill.
 
     Args:
-        output: folder of the search; what is there already is gone on with. command: runs a config,
-            see :class:`~maploss.search.proxy.TrainingProxy`. num_workers: samples at once.
+        settings: what the search file says.
+        output: folder of the search; what is there already is gone on with.
+        command: runs a config, see :class:`~maploss.search.proxy.TrainingProxy`.
+        num_workers: samples at once.
 
     Returns:
         The best sample, the start among them.
@@ -91,11 +93,14 @@ class LossSearch:
         proxy: Proxy,
         record: Record,
         num_workers: int = 1,
-    ):
+    ) -> None:
         """
         Args:
-            sampler: new. record: of samples that are done; more are added. num_workers: how many
-                samples are evaluated at once.
+            settings: what the search file says.
+            sampler: new.
+            proxy: evaluates a sample.
+            record: of samples that are done; more are added.
+            num_workers: how many samples are evaluated at once.
         """
         self._settings, self._sampler = settings, sampler
         self._proxy, self._record = proxy, record

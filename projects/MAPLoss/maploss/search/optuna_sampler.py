@@ -11,10 +11,11 @@ import torch
 class OptunaSampler:
     """A :class:`~maploss.search.policy.Sampler`; its mean is the best sample so far."""
 
-    def __init__(self, start: torch.Tensor, seed: int = 0):
+    def __init__(self, start: torch.Tensor, seed: int = 0) -> None:
         """
         Args:
-            start: (d,), the mean before anything is known. seed: at least 0.
+            start: (d,), the mean before anything is known.
+            seed: at least 0.
 
         Raises:
             ValueError: Optuna is not installed.

@@ -47,11 +47,15 @@ class TruncatedNormalPolicy:
     (Tao et al., "Searching Parameterized AP Loss for Object Detection", NeurIPS 2021).
     """
 
-    def __init__(self, start: torch.Tensor, num_rounds: int, std: float = 0.2, seed: int = 0):
+    def __init__(
+        self, start: torch.Tensor, num_rounds: int, std: float = 0.2, seed: int = 0
+    ) -> None:
         """
         Args:
-            start: (d,) the first means, inside (0, 1). num_rounds: at least 1. std: of the first
-                round, above 0. seed: at least 0.
+            start: (d,) the first means, inside (0, 1).
+            num_rounds: at least 1.
+            std: of the first round, above 0.
+            seed: at least 0.
 
         Raises:
             ValueError: a start at 0 or 1 or beyond, another number out of its range.
@@ -114,7 +118,9 @@ def log_density(x: torch.Tensor, mean: torch.Tensor, std: float) -> torch.Tensor
     With the mean inside, [0, 1] holds so much of the whole that nothing cancels.
 
     Args:
-        x: (..., d) in [0, 1]. mean: (d,) in [0, 1], of the distribution before the cut.
+        x: (..., d) in [0, 1].
+        mean: (d,) in [0, 1], of the distribution before the cut.
+        std: above 0, of the same distribution.
 
     Returns:
         (..., d).

@@ -73,12 +73,13 @@ class TrainingProxy:
         reward: str,
         stuck_loss: str = "",
         num_workers: int = 1,
-    ):
+    ) -> None:
         """
         Args:
             command: of the run, without what a sample adds: its KEY VALUE .. and OUTPUT_DIR.
-            output: folder of all samples. reward: of "bbox" in the run's inference/ap.json, such as
-                "AP50". stuck_loss: name in metrics.json, see :func:`is_stuck`; "" stops no run.
+            output: folder of all samples.
+            reward: of "bbox" in the run's inference/ap.json, such as "AP50".
+            stuck_loss: name in metrics.json, see :func:`is_stuck`; "" stops no run.
             num_workers: how many runs share the machine.
         """
         self._command = list(command)
@@ -182,7 +183,8 @@ def is_stuck(metrics: Path, name: str) -> bool:
     Whether a loss was nan or at least .999 in all that was logged of the last 50 iterations.
 
     Args:
-        metrics: metrics.json of a run that may be writing it. name: of the loss.
+        metrics: metrics.json of a run that may be writing it.
+        name: of the loss.
     """
     try:
         lines = metrics.read_text().splitlines()

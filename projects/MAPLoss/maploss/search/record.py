@@ -36,7 +36,7 @@ class Record:
     A process that is killed while it writes leaves half a line at the end, which is dropped.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         """
         Args:
             path: need not exist.

@@ -36,9 +36,10 @@ class RoundResult(NamedTuple):
 class RoundReport:
     """Writes best.yaml, mean.yaml, tensorboard/, functions_round_*.png and rewards.png."""
 
-    def __init__(self, settings: SearchSettings, output: Path):
+    def __init__(self, settings: SearchSettings, output: Path) -> None:
         """
         Args:
+            settings: what the search file says.
             output: folder of the search; what an older process has left there may go.
         """
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
@@ -110,8 +111,9 @@ def config_text(settings: SearchSettings, overrides: Sequence[str], folder: Path
     the target, with those of the search too, so that it repeats the sample.
 
     Args:
-        overrides: KEY VALUE .. of the sample. folder: where the file will lie, to which the path of
-            the target's config is relative.
+        settings: what the search file says.
+        overrides: KEY VALUE .. of the sample.
+        folder: where the file will lie, to which the path of the target's config is relative.
     """
     is_proxy = settings.target == settings.proxy
     all_overrides = [*(settings.overrides if is_proxy else []), *overrides]

@@ -63,6 +63,7 @@ def read_search_file(path: Path, overrides: Sequence[str]) -> SearchSettings:
     config that best.yaml extends; without it that is the proxy, with its OVERRIDES.
 
     Args:
+        path: of the file.
         overrides: KEY VALUE .., after those of the file.
 
     Raises:

@@ -104,7 +104,7 @@ Entry = Functions | Range | Choices
 class SearchSpace:
     """All entries of a search, one after the other in a vector theta of d numbers in [0, 1]."""
 
-    def __init__(self, entries: Sequence[Entry]):
+    def __init__(self, entries: Sequence[Entry]) -> None:
         """
         Args:
             entries: of different keys.
@@ -152,7 +152,8 @@ def parse_entry(name: str, given: Any) -> Entry:
     One of {KEY, FUNCTIONS}, {KEY, LOW, HIGH, SCALE} or {KEY, CHOICES}; START is not looked at.
 
     Args:
-        name: what messages call it. given: read from yaml.
+        name: what messages call it.
+        given: read from yaml.
 
     Raises:
         ValueError: other keys, an empty range, a logarithm of what is not above 0, no choice.

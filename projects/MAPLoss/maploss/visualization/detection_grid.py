@@ -51,8 +51,13 @@ def draw_detection_grid(
     most 20 are drawn in an image.
 
     Args:
-        path: where the PNG is written. records: the data set's dicts. detections, objects, results:
-            what was evaluated, and the evaluation of each class.
+        path: where the PNG is written.
+        records: the data set's dicts.
+        class_names: by index.
+        detections: what was evaluated.
+        objects: what was evaluated.
+        results: the evaluation of each class.
+        num_images: how many are drawn at most.
     """
     num_images = min(num_images, len(records))
     shown = np.unique(np.linspace(0, len(records) - 1, num_images).round().astype(int))

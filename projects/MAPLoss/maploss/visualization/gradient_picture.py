@@ -60,9 +60,12 @@ def gradient_picture(
     pulled are yellow, and the same holds of their width.
 
     Args:
-        image: (3, H, W) or (H, W, 3) uint8 RGB. boxes: (R, 4) XYXY in pixels. gradient: (R,) of the
-            loss by their scores. objects: (G, 4) ground truth, dashed. by_overlap: (R,) 0 or more,
-            by how much the loss falls with the IoU of each box and its object.
+        image: (3, H, W) or (H, W, 3) uint8 RGB.
+        boxes: (R, 4) XYXY in pixels.
+        gradient: (R,) of the loss by their scores.
+        objects: (G, 4) ground truth, dashed.
+        by_overlap: (R,) 0 or more, by how much the loss falls with the IoU of each box and its
+            object.
 
     Returns:
         (H', W', 3) uint8 RGB, the image enlarged if it is small, and a legend below; with

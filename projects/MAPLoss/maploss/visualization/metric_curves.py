@@ -47,8 +47,8 @@ def draw_metric_curves(path: str, runs: Mapping[str, Sequence[Path]]) -> Figure:
     Panels that no run has anything for are left out.
 
     Args:
-        path: where the PNG is written. runs: for each label the metrics.json of its runs, which
-            logged at the same iterations.
+        path: where the PNG is written.
+        runs: for each label the metrics.json of its runs, which logged at the same iterations.
 
     Returns:
         The figure that was written.

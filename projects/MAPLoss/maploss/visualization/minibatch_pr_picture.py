@@ -28,8 +28,8 @@ def minibatch_pr_picture(curves: Mapping[str, Curve], map_value: float) -> np.nd
 
     Args:
         curves: by the name of the class: precision (D,) and recall (D,), see
-            :func:`~maploss.layers.precision_recall`, and AP in [0, 1]. map_value: of the minibatch,
-            over all classes.
+            :func:`~maploss.layers.precision_recall`, and AP in [0, 1].
+        map_value: of the minibatch, over all classes.
 
     Returns:
         (H, W, 3) uint8 RGB.

@@ -22,7 +22,10 @@ def draw_pr_curves(
     dot the point of best F1.
 
     Args:
-        path: where the PNG is written. results: one per class.
+        path: where the PNG is written.
+        class_names: by index.
+        results: one per class.
+        title: above the picture.
     """
     present = [(name, r) for name, r in zip(class_names, results, strict=True) if r.num_objects]
     present.sort(key=lambda item: -item[1].ap["AP50"])
@@ -73,7 +76,11 @@ def draw_interpolated(
     Draws a curve as it is, faint, and interpolated; a line at 0 if nothing is found.
 
     Args:
-        precision, recall: (D,) by falling score.
+        axes: where the curve is drawn.
+        label: of the legend.
+        precision: (D,) by falling score.
+        recall: (D,) by falling score.
+        color: of the curve.
 
     Returns:
         Whether anything is found.

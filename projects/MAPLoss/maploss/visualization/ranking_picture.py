@@ -26,8 +26,9 @@ def draw_ranking(path: str, runs: Mapping[str, Sequence[Path]]) -> Figure:
     IoU and rank, 1 if a better box always comes first, of all classes and runs together.
 
     Args:
-        path: where the PNG is written. runs: for each label the true_positives.json of its runs,
-            which :class:`maploss.evaluation.APEvaluator` has written.
+        path: where the PNG is written.
+        runs: for each label the true_positives.json of its runs, which
+            :class:`maploss.evaluation.APEvaluator` has written.
 
     Returns:
         The figure that was written.

@@ -22,8 +22,10 @@ def draw_functions(
     Draws piecewise-linear functions over [0, 1], a row a key, a panel a function.
 
     Args:
-        path: where the PNG is written. functions: for each label the control points of each key,
-            F x 4 x [x, y]; the same keys for all labels, at least one.
+        path: where the PNG is written.
+        functions: for each label the control points of each key, F x 4 x [x, y]; the same keys for
+            all labels, at least one.
+        title: above the picture.
 
     Returns:
         The figure that was written.
@@ -60,8 +62,10 @@ def draw_rewards(
     Draws the reward of each sample over rounds, the mean of each round and the best so far.
 
     Args:
-        path: where the PNG is written. start: reward of the start, before round 0. rounds: the
-            rewards of each round, at least one. name: of the reward.
+        path: where the PNG is written.
+        start: reward of the start, before round 0.
+        rounds: the rewards of each round, at least one.
+        name: of the reward.
 
     Returns:
         The figure that was written.

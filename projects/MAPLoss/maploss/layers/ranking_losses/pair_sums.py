@@ -50,7 +50,7 @@ class PiecewiseLinearPairs:
         tensor([2.2500, 1.0000], dtype=torch.float64)
     """
 
-    def __init__(self, queries: torch.Tensor, items: torch.Tensor, delta: float, h: Knots):
+    def __init__(self, queries: torch.Tensor, items: torch.Tensor, delta: float, h: Knots) -> None:
         """
         Args:
             queries: (P,) scores.
@@ -116,7 +116,7 @@ class BlockedPairs:
         queries: torch.Tensor,
         items: torch.Tensor,
         f: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
-    ):
+    ) -> None:
         """
         Args:
             queries: (P,) scores.
