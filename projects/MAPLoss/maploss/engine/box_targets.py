@@ -89,11 +89,11 @@ def box_target_stats(
     all_deltas, all_classes = torch.cat(deltas), torch.cat(classes)
     mean, std = torch.zeros(num_boxes, 4), torch.ones(num_boxes, 4)
     for box in range(num_boxes):
-        own = all_deltas[all_classes == box] if num_boxes > 1 else all_deltas
-        own = own if len(own) >= _MIN_WINDOWS else all_deltas
-        if len(own):
-            mean[box] = own.mean(dim=0)
-            std[box] = own.std(dim=0, unbiased=False).clamp(min=_MIN_STD)
+        class_deltas = all_deltas[all_classes == box] if num_boxes > 1 else all_deltas
+        class_deltas = class_deltas if len(class_deltas) >= _MIN_WINDOWS else all_deltas
+        if len(class_deltas):
+            mean[box] = class_deltas.mean(dim=0)
+            std[box] = class_deltas.std(dim=0, unbiased=False).clamp(min=_MIN_STD)
     return mean, std
 
 

@@ -26,9 +26,9 @@ def load_trained(config_file: str, overrides: Sequence[str]) -> tuple[CfgNode, n
     """
     cfg = load_config(config_file, overrides)
     register_declared_datasets(cfg.DATASETS.DECLARED)
-    given = cfg.clone()
-    given.MODEL.DEVICE = "cpu"
-    model = build_model(given)
+    cpu_cfg = cfg.clone()
+    cpu_cfg.MODEL.DEVICE = "cpu"
+    model = build_model(cpu_cfg)
     checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR)
     if "MODEL.WEIGHTS" not in overrides and checkpointer.has_checkpoint():
         cfg.MODEL.WEIGHTS = os.path.abspath(checkpointer.get_checkpoint_file())

@@ -166,17 +166,17 @@ class SafeCheckpointer(DetectionCheckpointer, _TensorsOnly):
 
 def _check_weights(incompatible: _IncompatibleKeys, model: nn.Module, needs_all: bool) -> None:
     """Raises ValueError if keys are missing or of another shape: all count, or the frozen ones."""
-    found = {key: tuple(shape) for key, shape, _ in incompatible.incorrect_shapes}
+    wrong_shapes = {key: tuple(shape) for key, shape, _ in incompatible.incorrect_shapes}
     expected = model.state_dict()
     required = {key for key, value in model.named_parameters() if not value.requires_grad}
     lacking = [
-        f"{key}: expected {tuple(expected[key].shape)}, got {found.get(key, 'none')}"
-        for key in sorted(incompatible.missing_keys, key=lambda key: key not in found)
+        f"{key}: expected {tuple(expected[key].shape)}, got {wrong_shapes.get(key, 'none')}"
+        for key in sorted(incompatible.missing_keys, key=lambda key: key not in wrong_shapes)
         if needs_all or key in required
     ]
     if lacking:
         # Those of other shapes all, since each says something; of missing ones a few do.
-        shown = max(4, len(found))
+        shown = max(4, len(wrong_shapes))
         more = f", and {len(lacking) - shown} more" if len(lacking) > shown else ""
         why = "" if needs_all else "; these are frozen and would stay random"
         raise ValueError(f"weights do not fit the config: {', '.join(lacking[:shown])}{more}{why}")

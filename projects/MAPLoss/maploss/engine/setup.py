@@ -41,11 +41,11 @@ def load_config(config_file: str, overrides: Sequence[str]) -> CfgNode:
     cfg = get_cfg()
     add_maploss_config(cfg)
     cfg.OUTPUT_DIR = ""  # to see whether anybody names one
-    given = config_file
+    source = config_file
     try:
         if config_file:
             cfg.merge_from_file(config_file, allow_unsafe=False)  # no Python objects in a yaml
-        given = " ".join(map(str, overrides))
+        source = " ".join(map(str, overrides))
         if "MODEL.MAP_LOSS.IOU_THRESHS" in overrides:
             cfg.MODEL.MAP_LOSS.IOU_THRESHS = None  # yacs puts no "coco" over a list, and none back
         cfg.merge_from_list(list(overrides))
@@ -53,7 +53,7 @@ def load_config(config_file: str, overrides: Sequence[str]) -> CfgNode:
         raise
     except Exception as error:  # fvcore and yacs assert; a file that is no config can raise all
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ValueError(f"Config: {reason} (in {given})") from error
+        raise ValueError(f"Config: {reason} (in {source})") from error
     cfg.OUTPUT_DIR = cfg.OUTPUT_DIR or default_output_dir(config_file)
     return cfg
 

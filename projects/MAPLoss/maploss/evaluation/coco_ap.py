@@ -50,33 +50,46 @@ def _num_images(detections: Detections, objects: Objects) -> int:
 def _precision(
     detections: Detections, objects: Objects, class_id: int, num_images: int
 ) -> np.ndarray:
+    images = {"images": [{"id": i} for i in range(num_images)], "categories": [{"id": class_id}]}
     gt, dt = COCO(), COCO()
-    crowds = objects.is_crowd
+    gt.dataset = {**images, "annotations": _objects_of(objects, class_id)}
+    dt.dataset = {**images, "annotations": _detections_of(detections, class_id)}
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints
+        gt.createIndex()
+        dt.createIndex()
+        evaluation = COCOeval(gt, dt, "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation.eval["precision"][..., -1]
+
+
+def _objects_of(objects: Objects, class_id: int) -> list[dict]:
+    """Objects of a class, as pycocotools has them."""
     rows = (objects.classes == class_id).nonzero().squeeze(1).tolist()
-    gt.dataset = {
-        "images": [{"id": i} for i in range(num_images)],
-        "categories": [{"id": class_id}],
-        "annotations": [
-            {
-                # pycocotools takes the id 0 for none.
-                "id": number,
-                "image_id": int(objects.image_inds[i]),
-                "category_id": class_id,
-                "bbox": _xywh(objects.boxes[i]),
-                "area": _area(objects, i),
-                "iscrowd": int(crowds[i]),
-            }
-            for number, i in enumerate(rows, 1)
-        ],
-    }
+    return [
+        {
+            # pycocotools takes the id 0 for none.
+            "id": number,
+            "image_id": int(objects.image_inds[i]),
+            "category_id": class_id,
+            "bbox": _xywh(objects.boxes[i]),
+            "area": _area(objects, i),
+            "iscrowd": int(objects.is_crowd[i]),
+        }
+        for number, i in enumerate(rows, 1)
+    ]
+
+
+def _detections_of(detections: Detections, class_id: int) -> list[dict]:
+    """Detections of a class, by falling score, the best of each image; as pycocotools has them."""
     inds = (detections.classes == class_id).nonzero().squeeze(1)
     inds = inds[np.argsort(-detections.scores[inds].double().numpy(), kind="stable")]
-    found: dict[int, int] = {}
+    counts: dict[int, int] = {}
     annotations: list[dict] = []
     for i in inds.tolist():
         image = int(detections.image_inds[i])
-        found[image] = found.get(image, 0) + 1
-        if found[image] > MAX_DETECTIONS:
+        counts[image] = counts.get(image, 0) + 1
+        if counts[image] > MAX_DETECTIONS:
             continue
         box = _xywh(detections.boxes[i])
         annotations.append(
@@ -90,14 +103,7 @@ def _precision(
                 "iscrowd": 0,
             }
         )
-    dt.dataset = {**gt.dataset, "annotations": annotations}
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints
-        gt.createIndex()
-        dt.createIndex()
-        evaluation = COCOeval(gt, dt, "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-    return evaluation.eval["precision"][..., -1]
+    return annotations
 
 
 def _area(objects: Objects, i: int) -> float:

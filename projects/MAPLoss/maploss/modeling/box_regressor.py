@@ -119,9 +119,10 @@ class BoxRegressor(nn.Linear):
             num_classes: K.
         """
         inds = (gt_classes < num_classes).nonzero().squeeze(1)
-        found = outputs[inds], proposals[inds], gt_boxes[inds], gt_classes[inds]
+        foreground = outputs[inds], proposals[inds], gt_boxes[inds], gt_classes[inds]
         losses = self.giou_losses if self.loss_type == "giou" else self._smooth_l1_losses
-        return outputs.new_zeros(len(outputs)).index_add(0, inds, self.loss_weight * losses(*found))
+        weighted = self.loss_weight * losses(*foreground)
+        return outputs.new_zeros(len(outputs)).index_add(0, inds, weighted)
 
     def giou_losses(
         self,
@@ -140,9 +141,9 @@ class BoxRegressor(nn.Linear):
             gt_boxes: (F, 4) XYXY of the objects.
             classes: (F,) int64 in [0, K).
         """
-        own, mean, std = self._of_class(outputs, classes)
-        boxes = _TRANSFORM.apply_deltas(own * std + mean, proposals)
-        return _giou_losses(boxes, gt_boxes).to(own.dtype)
+        deltas, mean, std = self._of_class(outputs, classes)
+        boxes = _TRANSFORM.apply_deltas(deltas * std + mean, proposals)
+        return _giou_losses(boxes, gt_boxes).to(deltas.dtype)
 
     def _smooth_l1_losses(
         self,
@@ -152,9 +153,9 @@ class BoxRegressor(nn.Linear):
         classes: torch.Tensor,
     ) -> torch.Tensor:
         """(F,) between the outputs and their targets; arguments as for :meth:`giou_losses`."""
-        own, mean, std = self._of_class(outputs, classes)
-        targets = ((box_deltas(proposals, gt_boxes) - mean) / std).to(own.dtype)
-        return F.smooth_l1_loss(own, targets, reduction="none", beta=self.beta).sum(dim=1)
+        deltas, mean, std = self._of_class(outputs, classes)
+        targets = ((box_deltas(proposals, gt_boxes) - mean) / std).to(deltas.dtype)
+        return F.smooth_l1_loss(deltas, targets, reduction="none", beta=self.beta).sum(dim=1)
 
     def _of_class(
         self, outputs: torch.Tensor, classes: torch.Tensor
@@ -162,8 +163,8 @@ class BoxRegressor(nn.Linear):
         """(F, 4) each: the outputs for the box of a class, mean and deviation of their targets."""
         boxes = classes if self.num_boxes > 1 else torch.zeros_like(classes)
         each = torch.arange(len(boxes), device=boxes.device)
-        own = outputs.view(len(outputs), self.num_boxes, 4)[each, boxes]
-        return own, self.target_mean[boxes], self.target_std[boxes]
+        deltas = outputs.view(len(outputs), self.num_boxes, 4)[each, boxes]
+        return deltas, self.target_mean[boxes], self.target_std[boxes]
 
     def boxes(self, outputs: torch.Tensor, proposals: torch.Tensor) -> torch.Tensor:
         """(R, 4 B) outputs and (R, 4) proposals to (R, B, 4) boxes XYXY, not clipped."""

@@ -43,8 +43,8 @@ def proposal_candidates(
     """
     check_finite_scores(scores)
     proposal_inds, class_inds = (scores > score_thresh).nonzero(as_tuple=True)
-    own = boxes[proposal_inds] if boxes.dim() == 2 else boxes[proposal_inds, class_inds]
-    return make_candidates(own, scores[proposal_inds, class_inds], class_inds, image_size)
+    class_boxes = boxes[proposal_inds] if boxes.dim() == 2 else boxes[proposal_inds, class_inds]
+    return make_candidates(class_boxes, scores[proposal_inds, class_inds], class_inds, image_size)
 
 
 def make_candidates(
@@ -96,13 +96,13 @@ def detections(
     keep = keep[torch.argsort(scores[keep], descending=True, stable=True)]
     if detections_per_image > 0:
         keep = keep[:detections_per_image]
-    found = candidates[keep]
+    kept = candidates[keep]
     if log_weights is not None:
         voted = boxes[keep]
-        for class_id in found.pred_classes.unique():
-            is_own, may_vote = found.pred_classes == class_id, classes == class_id
+        for class_id in kept.pred_classes.unique():
+            is_own, may_vote = kept.pred_classes == class_id, classes == class_id
             voted[is_own] = box_voting(
                 voted[is_own], boxes[may_vote], log_weights[may_vote], vote_iou_thresh
             )
-        found.pred_boxes = Boxes(voted)
-    return found
+        kept.pred_boxes = Boxes(voted)
+    return kept

@@ -142,10 +142,10 @@ class MAPOutputLayers(BoxOutputLayers):
             targets: for them; weights are constants.
         """
         proposal, classes = (targets.weights != 0).nonzero().unbind(1)
-        own = torch.cat([x.proposal_boxes.tensor for x in proposals])[proposal]
+        proposal_boxes = torch.cat([x.proposal_boxes.tensor for x in proposals])[proposal]
         gt_boxes = targets.gt_boxes[targets.objects[proposal, classes]]
         regressor, deltas = self._box_regression(predictions)
-        losses = regressor.giou_losses(deltas[proposal], own, gt_boxes, classes)
+        losses = regressor.giou_losses(deltas[proposal], proposal_boxes, gt_boxes, classes)
         loss = (targets.weights[proposal, classes].to(losses.dtype) * losses).sum()
         return regressor.loss_weight * comm.get_world_size() * loss
 

@@ -161,17 +161,17 @@ class MAPRCNN(FeatureInputs, GeneralizedRCNN):
         names = dict(zip(keys, keys, strict=True))
         if isinstance(network, PlainConvNet | TimmBackbone):
             names = network.pretrained_names(keys)
-        own = self.state_dict()
+        model_state = self.state_dict()
         taken, misfits = {}, []
         for key, name in names.items():
             # What the model does not have, such as the classes of ImageNet, is not wanted.
             value = state_dict.pop(prefix + key)
             for new_key in (part + name, "roi_heads.box_head." + name):
-                if new_key not in own:
+                if new_key not in model_state:
                     continue
                 taken[prefix + new_key] = value
-                if value.shape != own[new_key].shape:
-                    shapes = f"{tuple(own[new_key].shape)}, got {tuple(value.shape)}"
+                if value.shape != model_state[new_key].shape:
+                    shapes = f"{tuple(model_state[new_key].shape)}, got {tuple(value.shape)}"
                     misfits.append(f"{new_key} ({key}): expected {shapes}")
         if not any(key.startswith(prefix + "backbone.") for key in taken):
             raise ValueError(

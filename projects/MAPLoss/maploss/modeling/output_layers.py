@@ -181,13 +181,16 @@ class BoxOutputLayers(nn.Module):
         (R, 4), the proposals or their regressed boxes, or (R, K, 4), those of each class; regressed
         ones clipped to their images, as at test.
         """
-        own = torch.cat([x.proposal_boxes.tensor for x in proposals])
+        proposal_boxes = torch.cat([x.proposal_boxes.tensor for x in proposals])
         if self.bbox_pred is None or predictions.deltas is None:
-            return own
-        boxes = self.bbox_pred.boxes(predictions.deltas, own)
+            return proposal_boxes
+        boxes = self.bbox_pred.boxes(predictions.deltas, proposal_boxes)
         if not torch.isfinite(boxes).all():
             raise FloatingPointError("boxes: box regression gave some that are not finite")
-        limits = [own.new_tensor(x.image_size[::-1]).repeat(2).expand(len(x), 4) for x in proposals]
+        sizes = [proposal_boxes.new_tensor(x.image_size[::-1]) for x in proposals]
+        limits = [
+            size.repeat(2).expand(len(x), 4) for size, x in zip(sizes, proposals, strict=True)
+        ]
         boxes = boxes.clamp(min=0).minimum(torch.cat(limits)[:, None])
         return boxes[:, 0] if boxes.shape[1] == 1 else boxes
 

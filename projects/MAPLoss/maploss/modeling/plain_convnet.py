@@ -151,10 +151,10 @@ class PlainConvNet(Backbone):
         """
         convs = [name for name, layer in self.named_children() if isinstance(layer, nn.Conv2d)]
         names = {}
-        for prefix, own in (("features", convs), ("classifier", ["fc6", "fc7", "fc8"])):
+        for prefix, layer_names in (("features", convs), ("classifier", ["fc6", "fc7", "fc8"])):
             parts = [key.split(".") for key in keys if key.startswith(prefix + ".")]
             inds = sorted({int(part[1]) for part in parts if part[1].isdigit()})
-            layer_at = dict(zip(inds, own, strict=False))
+            layer_at = dict(zip(inds, layer_names, strict=False))
             for part in parts:
                 if part[1].isdigit() and int(part[1]) in layer_at:
                     names[".".join(part)] = ".".join([layer_at[int(part[1])], *part[2:]])

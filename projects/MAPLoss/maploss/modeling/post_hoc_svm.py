@@ -40,8 +40,8 @@ class ImageFeatures:
 
     def is_negative(self, class_id: int) -> np.ndarray:
         """(R,) bool."""
-        own = self.iou[:, self.gt_classes == class_id]
-        return np.all(own < _NEGATIVE_IOU, axis=1)
+        class_iou = self.iou[:, self.gt_classes == class_id]
+        return np.all(class_iou < _NEGATIVE_IOU, axis=1)
 
 
 @torch.no_grad()
@@ -62,11 +62,11 @@ def extract_features(model: GeneralizedRCNN, images: Iterable[dict]) -> Iterator
         both = Instances(inputs["proposals"].image_size)
         both.proposal_boxes = Boxes.cat([boxes, objects.gt_boxes])
         image = model.preprocess_image([inputs])
-        found = heads.proposal_features(model.backbone(image.tensor), [both]).float()
-        found = found.flatten(1).cpu().numpy()
+        features = heads.proposal_features(model.backbone(image.tensor), [both]).float()
+        features = features.flatten(1).cpu().numpy()
         iou = pairwise_iou(boxes, objects.gt_boxes).cpu().numpy()
         classes = objects.gt_classes.cpu().numpy()
-        yield ImageFeatures(found[: len(boxes)], found[len(boxes) :], classes, iou)
+        yield ImageFeatures(features[: len(boxes)], features[len(boxes) :], classes, iou)
 
 
 def train_svms(

@@ -73,7 +73,7 @@ class SelectiveSearchProposals(nn.Module):
                 "SelectiveSearchProposals: expected a test; train with MODEL.LOAD_PROPOSALS True "
                 "and MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals"
             )
-        found = []
+        all_proposals = []
         for image in images:
             pixels = (image * self.pixel_std + self.pixel_mean).round().clamp(0, 255)
             pixels = pixels.byte().permute(1, 2, 0).cpu().numpy()
@@ -81,8 +81,8 @@ class SelectiveSearchProposals(nn.Module):
             proposals = Instances(tuple(image.shape[1:]))
             proposals.proposal_boxes = Boxes(torch.from_numpy(boxes).to(image.device))
             proposals.objectness_logits = -torch.arange(len(boxes), device=image.device).float()
-            found.append(proposals)
-        return found, {}
+            all_proposals.append(proposals)
+        return all_proposals, {}
 
     def _proposals(self, image: np.ndarray) -> np.ndarray:
         return reduced_search(image, _LONGER_SIDE)[: self.max_proposals]

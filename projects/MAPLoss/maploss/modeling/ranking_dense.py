@@ -214,5 +214,6 @@ def _boxes(
     mask: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(P, 4) what becomes of the anchors of the mask (N, R), and (P, 4) their objects."""
-    own = torch.cat([x.tensor for x in anchors]).expand(len(mask), -1, -1)[mask]
-    return transform.apply_deltas(torch.cat(deltas, dim=1)[mask], own), torch.stack(gt_boxes)[mask]
+    anchor_boxes = torch.cat([x.tensor for x in anchors]).expand(len(mask), -1, -1)[mask]
+    boxes = transform.apply_deltas(torch.cat(deltas, dim=1)[mask], anchor_boxes)
+    return boxes, torch.stack(gt_boxes)[mask]

@@ -53,10 +53,10 @@ class RankingOutputLayers(BoxOutputLayers):
     ) -> dict[str, torch.Tensor]:
         """The losses of :class:`maploss.modeling.ranking_loss.RankingLoss`, for all proposals."""
         classes = torch.cat([x.gt_classes for x in proposals])
-        own = torch.cat([x.proposal_boxes.tensor for x in proposals])
+        proposal_boxes = torch.cat([x.proposal_boxes.tensor for x in proposals])
         gt_boxes = torch.cat([x.gt_boxes.tensor for x in proposals])
         inds = (classes < self.num_classes).nonzero().squeeze(1)
-        boxes = own[inds]
+        boxes = proposal_boxes[inds]
         if self.bbox_pred is not None and predictions.deltas is not None:
             boxes = self.bbox_pred.boxes(predictions.deltas[inds], boxes)
             box_inds = classes[inds] if self.bbox_pred.num_boxes > 1 else classes[inds] * 0

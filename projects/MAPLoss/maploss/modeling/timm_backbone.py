@@ -118,9 +118,10 @@ class TimmBackbone(Backbone):
 
     def pretrained_names(self, keys: Iterable[str]) -> dict[str, str]:
         """What timm calls a parameter: what it is called here."""
-        own = self.network.state_dict()
+        state = self.network.state_dict()
         # timm flattens some networks: stages.0 is stages_0.
-        return {key: "network." + (key if key in own else key.replace(".", "_", 1)) for key in keys}
+        names = {key: key if key in state else key.replace(".", "_", 1) for key in keys}
+        return {key: f"network.{name}" for key, name in names.items()}
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """(N, C, H, W) to a dict of (N, channels, about H / stride, about W / stride)."""
