@@ -128,7 +128,7 @@ def install_official() -> str:
     return "" if official_version(VENV_PYTHON) else "the official one cannot be imported"
 
 
-def extras():
+def extras() -> str:
     """Those of the project that .venv needs: OpenCV where it has none, whose packages overwrite
     each other.
     """
@@ -140,14 +140,14 @@ def extras():
     return "dev"
 
 
-def opencv_version(python):
+def opencv_version(python: str | Path) -> str:
     """Version of the OpenCV that `python` imports, "" if there is none."""
     command = [str(python), "-c", FIND_OPENCV]
     result = subprocess.run(command, capture_output=True, text=True, cwd=VENV.anchor, check=False)
     return result.stdout.strip() if result.returncode == 0 else ""
 
 
-def official_version(python):
+def official_version(python: str | Path) -> str:
     """Version of the official Detectron2 that `python` imports, "" if there is none."""
     command = [str(python), "-c", FIND_OFFICIAL]
     result = subprocess.run(command, capture_output=True, text=True, cwd=VENV.anchor, check=False)

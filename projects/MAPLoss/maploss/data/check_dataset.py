@@ -30,9 +30,11 @@ def check_dataset(name: str) -> Iterator[str]:
     if hasattr(metadata, "voc_folders"):
         return check_voc(metadata.voc_folders, metadata.split, metadata.thing_classes)
     if hasattr(metadata, "yolo_split"):
-        return check_yolo(*metadata.yolo_split, metadata.thing_classes)
+        root, split = metadata.yolo_split
+        return check_yolo(root, split, metadata.thing_classes)
     if hasattr(metadata, "csv_table"):
-        return check_csv(*metadata.csv_table, metadata.thing_classes)
+        path, image_root = metadata.csv_table
+        return check_csv(path, image_root, metadata.thing_classes)
     raise ValueError(f"{name!r} is of none of the forms voc, coco, yolo and csv")
 
 

@@ -115,10 +115,10 @@ def _checked(entry: dict) -> dict:
 
 
 def _check_part(where: str, part: object) -> None:
-    is_pair = isinstance(part, list | tuple) and len(part) == 2
-    if not (is_pair and all(isinstance(x, int | float) for x in part)):  # type: ignore[union-attr]
+    numbers = part if isinstance(part, list | tuple) else []
+    if len(numbers) != 2 or not all(isinstance(x, int | float) for x in numbers):
         raise ValueError(f"{where}: expected PART to be [begin, end], got {part!r}")
-    begin, end = part  # type: ignore[misc]
+    begin, end = numbers
     if not 0 <= begin < end <= 1:
         raise ValueError(f"{where}: expected PART with 0 <= begin < end <= 1, got {part!r}")
 

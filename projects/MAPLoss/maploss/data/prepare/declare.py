@@ -59,7 +59,8 @@ def declare(found: FoundData, name: str) -> Declared:
 
 def _split(parts: list[FoundPart], found: FoundData, name: str) -> Declared:
     entries: list[dict] = []
-    train, test = [], []
+    train: list[str] = []
+    test: list[str] = []
     for part, stem in zip(parts, _names(parts, name, with_purpose=False), strict=True):
         for purpose, names, share in (
             ("train", train, [0.0, _TRAIN_SHARE]),

@@ -12,11 +12,12 @@ _NUM_TRIED = 50
 
 def find_coco(tree: Tree) -> FoundData | None:
     """The data set of the json files of a folder; None where there is none."""
-    contents = {x: _read(tree.path(x)) for x in tree.with_ending(".json")}
-    contents = {x: content for x, content in contents.items() if content is not None}
+    read = {x: _read(tree.path(x)) for x in tree.with_ending(".json")}
+    contents = {x: content for x, content in read.items() if content is not None}
     # COCO has the same images with other annotations, such as person_keypoints_*.
     instances = [x for x in contents if os.path.basename(x).startswith("instances_")]
-    parts, notes, classes = [], [], []
+    parts, notes = [], []
+    classes: list[str] = []
     for file in instances or contents:
         content = contents[file]
         names = [x.get("file_name", "") for x in content["images"][:_NUM_TRIED]]

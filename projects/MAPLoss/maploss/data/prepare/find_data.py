@@ -3,6 +3,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Callable
 
 from .find_coco import find_coco
 from .find_csv import find_csv
@@ -11,8 +12,10 @@ from .find_yolo import find_yolo_config, find_yolo_labels
 from .found import FoundData, Tree
 
 # In this order: what says most about itself comes first.
-_FINDERS = (find_yolo_config, find_coco, find_voc, find_csv)
-_BY_ENDING = {
+_Finders = tuple[Callable[[Tree], FoundData | None], ...]
+
+_FINDERS: _Finders = (find_yolo_config, find_coco, find_voc, find_csv)
+_BY_ENDING: dict[str, _Finders] = {
     ".yaml": (find_yolo_config,),
     ".yml": (find_yolo_config,),
     ".json": (find_coco,),

@@ -71,7 +71,7 @@ def _parts_of(tree: Tree, folder: str, images: str) -> list[FoundPart]:
 
 
 def _class_names(tree: Tree, xml_of: dict[str, list[str]]) -> list[str]:
-    names = set()
+    names: set[str] = set()
     for folder, stems in xml_of.items():
         for stem in stems:
             try:

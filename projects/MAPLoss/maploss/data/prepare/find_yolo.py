@@ -33,11 +33,11 @@ def find_yolo_config(tree: Tree) -> FoundData | None:
             parts.append((FoundPart(split, entry), tuple(images)))
         # "val: images/train" is what tools write into a yaml without validation images.
         kept, seen = [], set()
-        for part, images in parts:
-            if images in seen:
+        for part, names in parts:
+            if names in seen:
                 notes.append(f"{tree.path(file)}: {part.entry['SPLIT']} has the images of another")
                 continue
-            seen.add(images)
+            seen.add(names)
             kept.append(part)
         if kept:
             return FoundData(f"YOLO ({file})", kept, content["names"], notes)
