@@ -8,11 +8,12 @@ import re
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultTrainer, default_argument_parser
 from maploss.data.proposals import write_proposals
 
 import train_net
-from tests.tiny import arguments
+from tests.tiny import arguments, as_list, data_settings
 
 AT_ONCE = {"SOLVER__WARMUP_ITERS": 0, "SOLVER__STEPS": ()}
 
@@ -307,6 +308,24 @@ def test_evaluating_leaves_the_config_of_the_training_and_without_one_writes_its
         assert f"NMS_THRESH_TEST: {threshold}" in written
     run("map", "--resume", opts=[*other, "SOLVER.MAX_ITER", "2"])
     assert "NMS_THRESH_TEST: 0.4" in config.read_text()
+
+
+def test_each_of_several_data_sets_has_a_folder_of_results(run, tmp_path):
+    (declared,) = data_settings(tmp_path)["DATASETS.DECLARED"]
+    keys = {
+        "DATASETS.DECLARED": [declared, {**declared, "NAME": "again"}],
+        "DATASETS.TEST": ("tiny", "again"),
+        "DATASETS.PROPOSAL_FILES_TEST": (str(tmp_path / "tiny.npz"),) * 2,
+        "SOLVER.MAX_ITER": 1,
+    }
+    try:
+        run("map", opts=as_list(keys))
+    finally:
+        DatasetCatalog.remove("again")
+    for name in ("tiny", "again"):
+        folder = tmp_path / "output/inference" / name
+        assert json.loads((folder / "ap.json").read_text())["dataset"] == name
+        assert (folder / "pr_curves.png").is_file()
 
 
 def warnings_of(tmp_path):

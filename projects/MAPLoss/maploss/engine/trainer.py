@@ -99,7 +99,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> APEvaluator:
-        return APEvaluator(dataset_name, _results_folder(cfg))
+        return APEvaluator(dataset_name, _results_folder(cfg, dataset_name))
 
     @classmethod
     def test(
@@ -111,7 +111,8 @@ class Trainer(DefaultTrainer):
         results = super().test(cfg, model, evaluators)
         for evaluator in evaluators:
             if isinstance(evaluator, APEvaluator) and evaluator.evaluation is not None:
-                draw_evaluation(evaluator.evaluation, _results_folder(cfg))
+                evaluation = evaluator.evaluation
+                draw_evaluation(evaluation, _results_folder(cfg, evaluation.dataset_name))
         return results
 
     @classmethod
@@ -260,8 +261,10 @@ class Trainer(DefaultTrainer):
             return None
 
 
-def _results_folder(cfg: CfgNode) -> str:
-    return os.path.join(cfg.OUTPUT_DIR, "inference")
+def _results_folder(cfg: CfgNode, dataset_name: str) -> str:
+    """Of an evaluation; one below it where there are several, which would overwrite each other."""
+    folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+    return os.path.join(folder, dataset_name) if len(cfg.DATASETS.TEST) > 1 else folder
 
 
 def _settings_kept(loss: MAPLoss) -> dict:
