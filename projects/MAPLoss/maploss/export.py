@@ -11,7 +11,7 @@ from detectron2.data import MetadataCatalog
 from torch import nn
 
 from .modeling.box_regressor import box_regressor_of
-from .modeling.map_loss_config import ap_type_from_config
+from .modeling.map_loss_config import ap_type_from_config, uses_map_loss
 from .utils.atomic_files import new_file
 
 
@@ -43,7 +43,7 @@ def export_model(cfg: CfgNode, model: nn.Module, folder: Path, name: str = "mode
     classes = MetadataCatalog.get(names[0]).get("thing_classes", None) if names else None
     cfg.MODEL.CLASS_NAMES = list(classes or cfg.MODEL.CLASS_NAMES)
     # What depended on the data sets, which others may not have.
-    if cfg.MODEL.ROI_HEADS.NAME == "MAPROIHeads":
+    if uses_map_loss(cfg):
         cfg.MODEL.MAP_LOSS.AP_TYPE = ap_type_from_config(cfg)
     cfg.DATASETS.DECLARED = []
     cfg.PICKLE_ON = False

@@ -10,6 +10,7 @@ from .output_layers import SoftmaxOutputLayers
 from .plain_convnet import PlainConvNet
 from .proposal_generator import SelectiveSearchProposals
 from .ranking_dense import IgnoringRPN, RankingRetinaNet, RankingRPN
+from .ranking_detr import RankingDeformableDETR
 from .ranking_loss import RankingLoss
 from .ranking_roi_heads import RankingOutputLayers, RankingROIHeads
 from .roi_heads import SoftmaxROIHeads
@@ -26,6 +27,7 @@ __all__ = [
     "NormalizedConvFCHead",
     "OHEMROIHeads",
     "PlainConvNet",
+    "RankingDeformableDETR",
     "RankingLoss",
     "RankingOutputLayers",
     "RankingROIHeads",

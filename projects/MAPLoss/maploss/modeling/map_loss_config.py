@@ -40,6 +40,13 @@ def map_loss_from_config(cfg: CfgNode) -> MAPLoss:
         )
 
 
+def uses_map_loss(cfg: CfgNode) -> bool:
+    """A detector of this config is trained by MODEL.MAP_LOSS."""
+    if cfg.MODEL.META_ARCHITECTURE == "RankingDeformableDETR":
+        return cfg.MODEL.DEFORMABLE_DETR.LOSS == "map"
+    return cfg.MODEL.ROI_HEADS.NAME == "MAPROIHeads"
+
+
 def settings_from_config(cfg: CfgNode) -> MAPLossSettings:
     """
     Of the groups ERROR_DRIVEN, NEAREST_STEPS, REINFORCE and LOG_SPACE, those that are chosen take

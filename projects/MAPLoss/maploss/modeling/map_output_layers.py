@@ -18,11 +18,11 @@ from torch import nn
 from ..layers import MAPLoss, MAPLossStats
 from ..layers.checks import check_choice
 from ..layers.steps.pseudo_gradient import ESTIMATORS
-from ..layers.surrogate_gradient import scale_gradient
 from .box_regressor import box_predictor_of
 from .gradient_cache import BoxTargets, GradientCache, LossInputs
 from .map_loss_config import first_data_set, map_loss_from_config
 from .output_layers import BoxOutputLayers, BoxPredictions, image_inds
+from .process_group import all_ranks, scale_for_all_ranks
 
 # MODEL.MAP_LOSS.BOX_REG.BOXES: no box regression, or with it and NMS in training on these boxes.
 MAP_BOX_REGS = ("none", "windows", "regressed")
@@ -111,8 +111,8 @@ class MAPOutputLayers(BoxOutputLayers):
         """
         if gradient_cache is None:
             inputs = self.loss_inputs(predictions, proposals, targets)
-            losses, stats = self.map_loss(*inputs, group=_all_ranks())
-            losses = _scale_for_all_ranks(losses)
+            losses, stats = self.map_loss(*inputs, group=all_ranks())
+            losses = scale_for_all_ranks(losses)
             self._watch(inputs.scores.detach(), stats)
             num_proposals: float = len(inputs.scores)
             box_targets = BoxTargets.of(stats.box_gradient, inputs.gt_boxes)
@@ -156,8 +156,8 @@ class MAPOutputLayers(BoxOutputLayers):
         """
         with torch.enable_grad():
             inputs = inputs._replace(scores=inputs.scores.detach().requires_grad_())
-            losses, stats = self.map_loss(*inputs, group=_all_ranks())
-            losses = _scale_for_all_ranks(losses)
+            losses, stats = self.map_loss(*inputs, group=all_ranks())
+            losses = scale_forall_ranks(losses)
             total = losses["loss_map"] + losses["loss_score_reg"]
             (gradient,) = torch.autograd.grad(total, inputs.scores)
         scores = inputs.scores.detach()
@@ -247,20 +247,3 @@ def _class_names(cfg: CfgNode) -> list[str] | None:
     if classes is None or len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
         return None
     return list(classes)
-
-
-def _all_ranks() -> "torch.distributed.ProcessGroup | None":
-    """The processes that train together; None for one."""
-    return torch.distributed.group.WORLD if comm.get_world_size() > 1 else None
-
-
-def _scale_for_all_ranks(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """
-    DistributedDataParallel averages gradients over processes, and logs average losses. Here they
-    are of the sum: the one mAP of all has the gradients of all proposals.
-    """
-    num_ranks = comm.get_world_size()
-    return {
-        "loss_map": scale_gradient(losses["loss_map"], num_ranks),
-        "loss_score_reg": losses["loss_score_reg"] * num_ranks,
-    }

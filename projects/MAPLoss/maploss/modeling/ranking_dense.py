@@ -48,11 +48,11 @@ class IgnoringRPN(RPN):
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """As RPN; gt_instances may have gt_difficult and gt_is_crowd."""
-        is_ignored = [_is_ignored(x, self.train_on_difficult) for x in gt_instances]
+        is_ignored = [is_ignored_object(x, self.train_on_difficult) for x in gt_instances]
         counted = [x[~ignored] for x, ignored in zip(gt_instances, is_ignored, strict=True)]
         # Before they are sampled.
         self._over_ignored = [
-            _over_ignored(anchors, x, ignored, self.anchor_matcher.thresholds[1])
+            overlaps_ignored(anchors, x, ignored, self.anchor_matcher.thresholds[1])
             for x, ignored in zip(gt_instances, is_ignored, strict=True)
         ]
         return super().label_and_sample_anchors(anchors, counted)
@@ -147,11 +147,11 @@ class RankingRetinaNet(FeatureInputs, RetinaNet):
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """As RetinaNet; anchors over difficult objects and crowds are ignored."""
-        is_ignored = [_is_ignored(x, self.train_on_difficult) for x in gt_instances]
+        is_ignored = [is_ignored_object(x, self.train_on_difficult) for x in gt_instances]
         counted = [x[~ignored] for x, ignored in zip(gt_instances, is_ignored, strict=True)]
         labels, gt_boxes = super().label_anchors(anchors, counted)
         for label, x, ignored in zip(labels, gt_instances, is_ignored, strict=True):
-            over = _over_ignored(anchors, x, ignored, self.anchor_matcher.thresholds[1])
+            over = overlaps_ignored(anchors, x, ignored, self.anchor_matcher.thresholds[1])
             label[(label == self.num_classes) & over] = -1
         return labels, gt_boxes
 
@@ -174,7 +174,7 @@ class RankingRetinaNet(FeatureInputs, RetinaNet):
         )
 
 
-def _is_ignored(objects: Instances, train_on_difficult: bool) -> torch.Tensor:
+def is_ignored_object(objects: Instances, train_on_difficult: bool) -> torch.Tensor:
     """(G,) which objects of an image evaluation ignores."""
     is_ignored = torch.zeros_like(objects.gt_classes, dtype=torch.bool)
     if objects.has("gt_is_crowd"):
@@ -184,7 +184,7 @@ def _is_ignored(objects: Instances, train_on_difficult: bool) -> torch.Tensor:
     return is_ignored
 
 
-def _over_ignored(
+def overlaps_ignored(
     anchors: list[Boxes], objects: Instances, is_ignored: torch.Tensor, iou_thresh: float
 ) -> torch.Tensor:
     """

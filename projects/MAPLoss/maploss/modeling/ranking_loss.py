@@ -239,7 +239,8 @@ def ranking_loss_from_config(cfg: CfgNode, part: str, box_weight: float = 1.0) -
 
     Args:
         cfg: the config of the detector.
-        part: of the detector, "RPN", "BOX_HEAD" or "RETINANET", each with its own functions.
+        part: of the detector, "RPN", "BOX_HEAD", "RETINANET" or "DEFORMABLE_DETR", each with its
+            own functions.
         box_weight: see :class:`RankingLoss`.
 
     Raises:
