@@ -126,6 +126,17 @@ for part in ("RPN", "BOX_HEAD", "RETINANET"):
         "tests/modeling/test_ranking_detectors.py",
         "test_the_gradient_scale_of_the_config_reaches_the_boxes_of_each_part",
     )
+DETR = ["LOSS", "IN_FEATURES", "NUM_FEATURE_LEVELS", "NUM_QUERIES", "D_MODEL", "FFN_DIM"]
+DETR += ["NUM_HEADS", "NUM_POINTS", "ENCODER_LAYERS", "DECODER_LAYERS", "DROPOUT"]
+DETR += ["CLASS_WEIGHT", "L1_WEIGHT", "GIOU_WEIGHT"]
+DETR = [f"MODEL.DEFORMABLE_DETR.{key}" for key in DETR]
+for key in ("POINTS", "GRADIENT_SCALE"):
+    DETR.append(f"MODEL.RANKING_LOSS.PARAMETERIZED_AP.DEFORMABLE_DETR.{key}")
+for key in DETR:
+    ELSEWHERE[key] = (
+        "tests/modeling/test_detr_keys.py",
+        "test_a_key_changes_what_comes_of_the_detector",
+    )
 
 
 def keys_of(node, prefix=""):
