@@ -21,6 +21,7 @@ from maploss.utils.atomic_files import new_file
 
 from .coco_ap import coco_ap
 from .detection_ap import ClassResult, Detections, Objects, evaluate_detections, mean_ap
+from .duplicates import count_duplicates
 from .pooled_ap import pooled_ap
 
 logger = logging.getLogger(__name__)
@@ -128,7 +129,8 @@ class APEvaluator(DatasetEvaluator):
             (at IoU .5 and .75); `AP-pool`, `AP50-pool` and `AP75-pool`, of all classes in one list
             (:func:`pooled_ap`); each also with `-voc07` (11 points) and `-coco101` (101 points and
             COCO's matching) behind; and `AP50-<class>`, unless that is one of these names. A class
-            without an object is nan and not in the means. For a data set in COCO's form also
+            without an object is nan and not in the means. `duplicates-per-image` is a number and no
+            percentage (:func:`count_duplicates`). For a data set in COCO's form also
             {"coco": {...}}: those of :func:`coco_ap`, and `AP-pool` and `AP50-pool` by 101 points.
 
         Raises:
@@ -145,8 +147,13 @@ class APEvaluator(DatasetEvaluator):
         bbox = {name: 100 * value for name, value in means.items()}
         for class_name, result in zip(self._class_names, results, strict=True):
             bbox.setdefault(f"AP50-{class_name}", 100 * result.ap["AP50"])
+        duplicates = count_duplicates(detections, results)
+        bbox["duplicates-per-image"] = sum(duplicates) / len(self._records)
         found = OrderedDict(bbox=bbox)
         table = format_table(self._class_names, results)
+        table += (
+            f"\nDuplicates per image, at each class's best F1: {bbox['duplicates-per-image']:.3f}"
+        )
         if self._is_coco:
             coco = coco_ap(detections, self._objects, len(self._class_names))
             coco |= {name: means[f"{name}-coco101"] for name in ("AP-pool", "AP50-pool")}
