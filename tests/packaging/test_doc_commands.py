@@ -19,6 +19,7 @@ PAGES = [
     "docs/metrics.md",
     "docs/feature_cache.md",
     "docs/own_data.md",
+    "docs/deformable_detr.md",
 ]
 # Instead of running them: writes the arguments of `python`, and what `make` would run.
 STUBS = r"""
