@@ -117,7 +117,7 @@ class DeformableTransformer(nn.Module):
     are loaded, has all queries look at the middle of the image.
     """
 
-    def __init__(self, settings: TransformerSettings):
+    def __init__(self, settings: TransformerSettings) -> None:
         """
         Args:
             settings: its sizes.
@@ -168,7 +168,7 @@ class DeformableTransformer(nn.Module):
 class _GivenFeatures(nn.Module):
     """In the place of the library's backbone: what it would make of the image is given."""
 
-    def forward(self, _, levels):
+    def forward(self, _: torch.Tensor, levels: Any) -> Any:
         return levels
 
 
@@ -203,7 +203,7 @@ def _clones(module: nn.Module, number: int) -> nn.ModuleList:
     return nn.ModuleList(copy.deepcopy(module) for _ in range(number))
 
 
-def _initialize(model: nn.Module, box_embed: nn.Module) -> None:
+def _initialize(model: Any, box_embed: Any) -> None:
     """As the paper's code; what is special to deformable attention, the library has done."""
     special = ("sampling_offsets.weight", "attention_weights.weight")
     for name, param in model.named_parameters():

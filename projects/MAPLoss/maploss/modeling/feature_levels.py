@@ -25,7 +25,9 @@ class FeatureLevels(nn.Module):
     padded image would have other borders in convolutions and other statistics in GroupNorm.
     """
 
-    def __init__(self, channels: Sequence[int], strides: Sequence[int], d_model: int, num: int):
+    def __init__(
+        self, channels: Sequence[int], strides: Sequence[int], d_model: int, num: int
+    ) -> None:
         """
         Args:
             channels: of the backbone's outputs that are used, the finest first.
@@ -49,7 +51,8 @@ class FeatureLevels(nn.Module):
             last = d_model
         for conv in convs:
             nn.init.xavier_uniform_(conv.weight)
-            nn.init.zeros_(conv.bias)
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
         # 8 channels to a group, as the paper's 256 in 32.
         self.projections = nn.ModuleList(
             nn.Sequential(conv, nn.GroupNorm(d_model // 8, d_model)) for conv in convs
@@ -70,7 +73,8 @@ class FeatureLevels(nn.Module):
         """
         inds_of: dict[tuple[int, int], list[int]] = {}
         for i, image in enumerate(images):
-            inds_of.setdefault(tuple(image.shape[1:]), []).append(i)
+            height, width = image.shape[1:]
+            inds_of.setdefault((height, width), []).append(i)
         parts = []
         for size, inds in inds_of.items():
             same = [images[i] for i in inds]

@@ -157,7 +157,7 @@ class MAPOutputLayers(BoxOutputLayers):
         with torch.enable_grad():
             inputs = inputs._replace(scores=inputs.scores.detach().requires_grad_())
             losses, stats = self.map_loss(*inputs, group=all_ranks())
-            losses = scale_forall_ranks(losses)
+            losses = scale_for_all_ranks(losses)
             total = losses["loss_map"] + losses["loss_score_reg"]
             (gradient,) = torch.autograd.grad(total, inputs.scores)
         scores = inputs.scores.detach()

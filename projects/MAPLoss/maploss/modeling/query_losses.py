@@ -12,6 +12,7 @@ Shape letters: N images, Q queries, K classes, G objects, P matched pairs.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from detectron2.utils import comm
@@ -45,7 +46,7 @@ class QueryLoss(nn.Module):
         Raises:
             FloatingPointError: a score or a box that is not finite.
         """
-        losses = {}
+        losses: dict[str, torch.Tensor] = {}
         for i, outputs in enumerate(layers):
             is_last = i == len(layers) - 1
             outputs = QueryOutputs(*map(at_least_float32, outputs))
@@ -95,7 +96,7 @@ class MatchedQueryLoss(QueryLoss):
         *,
         class_weight: float = 2.0,
         l1_weight: float = 5.0,
-    ):
+    ) -> None:
         """
         Args:
             ranking_loss: its box_weight is that of GIoU.
@@ -151,7 +152,7 @@ class MAPQueryLoss(QueryLoss):
         *,
         l1_weight: float = 5.0,
         giou_weight: float = 2.0,
-    ):
+    ) -> None:
         """
         Args:
             map_loss: with settings.nms_thresh 1, which is NMS off.
@@ -203,7 +204,8 @@ class MAPQueryLoss(QueryLoss):
         if is_last:
             get_event_storage().put_scalar("map/minibatch_map", float(stats.map))
         if self.matcher is None:
-            by_overlap = BoxTargets.of(stats.box_gradient, gt_boxes)
+            # Without a matcher the settings have a gradient of the boxes.
+            by_overlap = cast(BoxTargets, BoxTargets.of(stats.box_gradient, gt_boxes))
             losses["loss_map_box"] = map_box_loss(boxes, by_overlap)
             return losses
         matches = self.matcher(outputs, targets)

@@ -90,7 +90,9 @@ class QueryMatcher(nn.Module):
     et al., ECCV 2020, section 3.1). Of more objects than queries, some are left without.
     """
 
-    def __init__(self, class_weight: float = 2.0, l1_weight: float = 5.0, giou_weight: float = 2.0):
+    def __init__(
+        self, class_weight: float = 2.0, l1_weight: float = 5.0, giou_weight: float = 2.0
+    ) -> None:
         """
         Args:
             class_weight: of the class's cost.

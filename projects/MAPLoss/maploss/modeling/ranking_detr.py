@@ -8,6 +8,7 @@ Shape letters: N images, Q queries, K classes.
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -41,6 +42,8 @@ class RankingDeformableDETR(nn.Module):
     there is no NMS. MODEL.DEFORMABLE_DETR has its keys.
     """
 
+    pixel_mean: torch.Tensor
+
     @configurable
     def __init__(
         self,
@@ -54,7 +57,7 @@ class RankingDeformableDETR(nn.Module):
         train_on_difficult: bool = False,
         test_score_thresh: float = -math.inf,
         detections_per_image: int = 100,
-    ):
+    ) -> None:
         """
         Args:
             backbone: Detectron2's or this project's.
@@ -89,7 +92,8 @@ class RankingDeformableDETR(nn.Module):
         )
         self.transformer = DeformableTransformer(settings)
         self.loss = loss
-        for layer in self.transformer.class_embed:
+        score_heads: Any = self.transformer.class_embed  # of nn.Linear
+        for layer in score_heads:
             loss.set_prior(layer)
         self.num_classes = settings.num_classes
         self.train_on_difficult = train_on_difficult
