@@ -94,7 +94,8 @@ def test_no_other_module_imports_train_net_or_a_tool():
             assert not [name for name in modules if begins_with(name, ["train_net", "tools"])]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=relative)
+# config.py is the list of all keys, each with its explanation.
+@pytest.mark.parametrize("path", [x for x in MODULES if relative(x) != "config.py"], ids=relative)
 def test_a_file_is_shorter_than_400_lines(path):
     assert len(path.read_text().splitlines()) < 400
 
