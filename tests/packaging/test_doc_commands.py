@@ -18,6 +18,7 @@ PAGES = [
     "docs/evaluation.md",
     "docs/metrics.md",
     "docs/feature_cache.md",
+    "docs/coco_ap.md",
     "docs/own_data.md",
     "docs/deformable_detr.md",
 ]
