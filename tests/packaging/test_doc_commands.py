@@ -37,7 +37,8 @@ class ParsedError(Exception):
 def shell_commands(page, root):
     """Of all blocks of code, in order, and of inline code: the arguments of each Python command."""
     text = (root / page).read_text()
-    blocks = re.findall(r"^```\w*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    blocks = [block for language, block in blocks if language not in ("python", "yaml")]
     outside = re.sub(r"(?s)```.*?```", "", text)
     inline = re.findall(r"`(python [^`\n]*(?:\.py|-m \w+\.)[^`\n]*)`", outside)
     script = STUBS + "\n".join([*blocks, *inline])
