@@ -248,6 +248,9 @@ def test_a_run_with_the_cache_is_the_run_without(timm, tiny_data, monkeypatch):
         "MODEL__BACKBONE__FREEZE_AT": 5,
         "MODEL__ROI_HEADS__IN_FEATURES": ["stride16"],
         "MODEL__WEIGHTS": weights,
+        "MODEL__PIXEL_MEAN": [127.5] * 3,
+        "MODEL__PIXEL_STD": [127.5] * 3,
+        "INPUT__FORMAT": "RGB",
         "SOLVER__MAX_ITER": 3,
     }
     for cache in ("''", Path(tiny_data) / "features"):
