@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Writes docs/config.md, the reference of this project's config keys, from maploss/config.py.
+Writes docs/config.md, the reference of this project's config keys, from maploss/config.py and
+maploss/deformable_detr_config.py.
 
     python tools/config_reference.py [--output docs/config.md]
 
@@ -15,17 +16,18 @@ import json
 import operator
 import re
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
-from maploss import config
+from maploss import config, deformable_detr_config
 from maploss.config import add_maploss_config
 
 ROOT = Path(__file__).resolve().parent.parent
 INTRODUCTION = """\
 # Config keys
 
-<!-- Made by tools/config_reference.py from projects/MAPLoss/maploss/config.py. -->
+<!-- Made by tools/config_reference.py from config.py and deformable_detr_config.py. -->
 
 These are the keys that `add_maploss_config` adds to
 [Detectron2's own](https://detectron2.readthedocs.io/en/latest/modules/config.html). A key is set in
@@ -53,17 +55,21 @@ def main() -> None:
     """Write the page."""
     parser = argparse.ArgumentParser(description=__doc__.strip().split("\n")[0])
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "config.md")
-    parser.parse_args().output.write_text(reference(Path(config.__file__).read_text()))
+    files = [Path(module.__file__) for module in (config, deformable_detr_config)]
+    text = reference([file.read_text() for file in files])
+    parser.parse_args().output.write_text(text)
 
 
-def reference(source: str) -> str:
-    """The page, of the text of config.py."""
+def reference(sources: Sequence[str]) -> str:
+    """The page, of the texts of the files that add keys."""
     cfg = get_cfg()
     add_maploss_config(cfg)
     parts = [INTRODUCTION]
-    for function in ast.parse(source).body:
-        if isinstance(function, ast.FunctionDef) and function.name.startswith("_add_"):
-            parts += [f"## {ast.get_docstring(function)}\n", *_entries(function, source, cfg)]
+    for source in sources:
+        for function in ast.parse(source).body:
+            # All that add_maploss_config calls.
+            if isinstance(function, ast.FunctionDef) and function.name != "add_maploss_config":
+                parts += [f"## {ast.get_docstring(function)}\n", *_entries(function, source, cfg)]
     return "\n".join(parts)
 
 

@@ -10,12 +10,16 @@ These keys of Detectron2 take part in the method as well: MODEL.ROI_HEADS.NMS_TH
 of training and of test, and MODEL.ROI_HEADS.{BATCH_SIZE_PER_IMAGE (<= 0: all windows),
 POSITIVE_FRACTION, IOU_THRESHOLDS} choose the windows that train.
 
-tools/config_reference.py makes docs/config.md of this file. It reads the docstring of a function as
-a heading and the comment above a key or group as its text, in which a line that begins with "Unit:"
-or "Source:" is set apart.
+The keys of Deformable DETR are in deformable_detr_config.py.
+
+tools/config_reference.py makes docs/config.md of both files. It reads the docstring of a function
+as a heading and the comment above a key or group as its text, in which a line that begins with
+"Unit:" or "Source:" is set apart.
 """
 
 from detectron2.config import CfgNode
+
+from .deformable_detr_config import add_deformable_detr
 
 
 def add_maploss_config(cfg: CfgNode) -> None:
@@ -27,7 +31,7 @@ def add_maploss_config(cfg: CfgNode) -> None:
     _add_ohem(cfg)
     _add_ranking_loss(cfg)
     _add_parameterized_ap(cfg)
-    _add_deformable_detr(cfg)
+    add_deformable_detr(cfg)
     _add_backbones(cfg)
     _add_data(cfg)
     _add_solver(cfg)
@@ -269,56 +273,6 @@ def _add_parameterized_ap(cfg: CfgNode) -> None:
     # As RPN.GRADIENT_SCALE, but none is published: this project's choice. It is doubled by
     # MODEL.DEFORMABLE_DETR.GIOU_WEIGHT, which makes it about RetinaNet's.
     loss.DEFORMABLE_DETR.GRADIENT_SCALE = 2.0
-
-
-def _add_deformable_detr(cfg: CfgNode) -> None:
-    """Deformable DETR"""
-    # Of MODEL.META_ARCHITECTURE "RankingDeformableDETR" (pip install -e '.[detr]'): one stage with
-    # box refinement (Zhu et al. 2021). The number of classes is MODEL.ROI_HEADS.NUM_CLASSES. There
-    # is no NMS, so MODEL.ROI_HEADS.NMS_THRESH_TEST has to be 1.0.
-    detr = cfg.MODEL.DEFORMABLE_DETR = CfgNode()
-    # "ranking": MODEL.RANKING_LOSS, whose positives are the queries that the Hungarian matching
-    # gives an object; with NAME "focal" it is the detector's own loss. "map": MODEL.MAP_LOSS with
-    # NMS off and BOX_REG.BOXES "regressed", in which the matching of AP says which query is right.
-    # Boxes learn by BOX_REG.GRADIENT, which pulls those that overlap their object already. With
-    # BOX_REG.GRADIENT "none" they learn by L1 and GIoU of the Hungarian matching, which a training
-    # from scratch needs.
-    detr.LOSS = "ranking"
-    # Outputs of the backbone.
-    # Source: Zhu et al. 2021, appendix A.2.
-    detr.IN_FEATURES = ["res3", "res4", "res5"]
-    # Levels in all. Those beyond IN_FEATURES are made of the last output by convolutions of stride
-    # 2.
-    # Source: Zhu et al. 2021, appendix A.2.
-    detr.NUM_FEATURE_LEVELS = 4
-    # Detections of an image are at most so many times the number of classes.
-    # Source: Zhu et al. 2021, section 5.
-    detr.NUM_QUERIES = 300
-    # Width of the transformer, a multiple of 32 and of NUM_HEADS.
-    # Unit: channels.
-    detr.D_MODEL = 256
-    # Hidden width of the feed-forward parts.
-    # Unit: channels.
-    detr.FFN_DIM = 1024
-    # Heads of each attention.
-    # Source: Zhu et al. 2021, section 5.
-    detr.NUM_HEADS = 8
-    # Points that a head samples on each level.
-    # Source: Zhu et al. 2021, section 5.
-    detr.NUM_POINTS = 4
-    # Layers of the encoder.
-    detr.ENCODER_LAYERS = 6
-    # Layers of the decoder, each with its own losses.
-    detr.DECODER_LAYERS = 6
-    # Share of outputs that training drops, in [0, 1).
-    detr.DROPOUT = 0.1
-    # Of the class in the Hungarian matching. In the loss it is of the focal losses only.
-    detr.CLASS_WEIGHT = 2.0
-    # Of the L1 distance of boxes, in the Hungarian matching and in the loss.
-    detr.L1_WEIGHT = 5.0
-    # Of GIoU, in the Hungarian matching and in the loss. It is also that of the boxes' gradient
-    # where a loss trains boxes itself ("alrp", "parameterized_ap").
-    detr.GIOU_WEIGHT = 2.0
 
 
 def _add_backbones(cfg: CfgNode) -> None:
