@@ -5,11 +5,11 @@ import json
 import os
 from collections.abc import Iterator
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from ..utils.find_duplicates import find_duplicates
 from .box_fitter import BoxFitter
+from .register_data_set import register_data_set
 
 # Keys without which an entry of each list is of no use.
 _REQUIRED = {
@@ -184,13 +184,11 @@ def register_coco(name: str, json_file: str, image_root: str, ap_type: str = "co
     problems = problems or list(_category_problems(content["categories"]))
     if problems:
         raise ValueError(f"{json_file}: {problems[0]}")
-    if name in DatasetCatalog:
-        DatasetCatalog.remove(name)
-    MetadataCatalog.pop(name, None)
-    DatasetCatalog.register(name, lambda: load_coco(json_file, image_root))
     index_of = _class_indices(content["categories"])
     names = {index_of[x["id"]]: x["name"] for x in content["categories"]}
-    MetadataCatalog.get(name).set(
+    register_data_set(
+        name,
+        lambda: load_coco(json_file, image_root),
         thing_classes=[names[i] for i in range(len(names))],
         thing_dataset_id_to_contiguous_id=index_of,
         json_file=json_file,

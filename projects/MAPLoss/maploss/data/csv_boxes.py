@@ -16,10 +16,9 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-
 from .box_fitter import BoxFitter
 from .image_files import EXTENSIONS, image_size
+from .register_data_set import register_data_set
 from .yolo import to_annotation, to_record
 
 # Heads in lower case, without "_", "-" and spaces.
@@ -270,10 +269,10 @@ def register_csv(
         class_names: in the order of their indices.
         ap_type: the AP that the data set is judged by.
     """
-    if name in DatasetCatalog:
-        DatasetCatalog.remove(name)
-    MetadataCatalog.pop(name, None)
-    DatasetCatalog.register(name, lambda: load_csv(path, image_root, class_names))
-    MetadataCatalog.get(name).set(
-        thing_classes=list(class_names), ap_type=ap_type, csv_table=(path, image_root)
+    register_data_set(
+        name,
+        lambda: load_csv(path, image_root, class_names),
+        thing_classes=list(class_names),
+        ap_type=ap_type,
+        csv_table=(path, image_root),
     )

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 from xml.parsers import expat
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
 from .box_fitter import BoxFitter
+from .register_data_set import register_data_set
 
 _YES = ("1", "true", "yes")
 # VOC has .jpg only; other data sets of its layout have these.
@@ -250,13 +251,12 @@ def register_voc(
         class_names: all classes, in the order of their indices.
         ap_type: the AP that the data set is judged by, "voc07" (VOC 2007) or "area".
     """
-    if name in DatasetCatalog:
-        DatasetCatalog.remove(name)
     old = MetadataCatalog.pop(name, None)
-    DatasetCatalog.register(name, lambda: load_voc(folders, split, class_names))
     # Detectron2's own evaluator of VOC needs dirname, split and year; a year that is known stays.
     known = {"year": old.year} if old is not None and hasattr(old, "year") else {}
-    MetadataCatalog.get(name).set(
+    register_data_set(
+        name,
+        lambda: load_voc(folders, split, class_names),
         thing_classes=list(class_names),
         ap_type=ap_type,
         dirname=folders.root,

@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import yaml
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from .box_fitter import BoxFitter
 from .image_files import image_size, is_image, list_images
+from .register_data_set import register_data_set
 
 CONFIG_NAMES = ("data.yaml", "config.yaml", "dataset.yaml", "data.yml", "config.yml")
 SPLITS = ("train", "val", "test")
@@ -266,10 +266,10 @@ def register_yolo(
         class_names: in the order of their indices.
         ap_type: the AP that the data set is judged by.
     """
-    if name in DatasetCatalog:
-        DatasetCatalog.remove(name)
-    MetadataCatalog.pop(name, None)
-    DatasetCatalog.register(name, lambda: load_yolo(root, split, class_names))
-    MetadataCatalog.get(name).set(
-        thing_classes=list(class_names), ap_type=ap_type, yolo_split=(root, split)
+    register_data_set(
+        name,
+        lambda: load_yolo(root, split, class_names),
+        thing_classes=list(class_names),
+        ap_type=ap_type,
+        yolo_split=(root, split),
     )
