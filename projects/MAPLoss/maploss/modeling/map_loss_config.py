@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the keys of MODEL.MAP_LOSS to the loss."""
 
-import contextlib
 import logging
-from collections.abc import Iterator
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -13,6 +11,7 @@ from ..layers import MAPLoss, MAPLossSettings
 from ..layers.average_precision import AP_TYPES
 from ..layers.checks import check_choice
 from ..layers.map_loss.settings import COCO_IOU_THRESHS, check_iou_threshs
+from ..utils.prefix_errors import prefix_errors
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ def map_loss_from_config(cfg: CfgNode) -> MAPLoss:
         raise ValueError(
             f"MODEL.MAP_LOSS.MEMORY: expected 0 or more minibatches, got {keys.MEMORY}"
         )
-    with _naming("MODEL.MAP_LOSS"):
+    with prefix_errors("MODEL.MAP_LOSS"):
         return MAPLoss(
             settings,
             score_reg_weight=keys.SCORE_REG.WEIGHT,
@@ -61,17 +60,17 @@ def settings_from_config(cfg: CfgNode) -> MAPLossSettings:
     reinforce = {"num_samples": keys.REINFORCE.NUM_SAMPLES, "noise": keys.REINFORCE.NOISE}
     log_space = {"eps": keys.LOG_SPACE.EPS}
     nms = {"nms_thresh": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST}
-    with _naming("MODEL.MAP_LOSS.ERROR_DRIVEN"):
+    with prefix_errors("MODEL.MAP_LOSS.ERROR_DRIVEN"):
         MAPLossSettings(**error_driven)
-    with _naming("MODEL.MAP_LOSS.NEAREST_STEPS"):
+    with prefix_errors("MODEL.MAP_LOSS.NEAREST_STEPS"):
         MAPLossSettings(gradient="mee", **steps)
-    with _naming("MODEL.MAP_LOSS.REINFORCE"):
+    with prefix_errors("MODEL.MAP_LOSS.REINFORCE"):
         MAPLossSettings(gradient="reinforce", **reinforce)
-    with _naming("MODEL.MAP_LOSS.LOG_SPACE"):
+    with prefix_errors("MODEL.MAP_LOSS.LOG_SPACE"):
         MAPLossSettings(**log_space)
-    with _naming("MODEL.ROI_HEADS.NMS_THRESH_TEST"):
+    with prefix_errors("MODEL.ROI_HEADS.NMS_THRESH_TEST"):
         MAPLossSettings(**nms)
-    with _naming("MODEL.MAP_LOSS"):
+    with prefix_errors("MODEL.MAP_LOSS"):
         MAPLossSettings(box_gradient=keys.BOX_REG.GRADIENT)
     # Boxes that are not trained need no gradient.
     box_gradient = keys.BOX_REG.GRADIENT if keys.BOX_REG.BOXES != "none" else "none"
@@ -80,7 +79,7 @@ def settings_from_config(cfg: CfgNode) -> MAPLossSettings:
     chosen |= {"error_driven": error_driven, "reinforce": reinforce}.get(keys.GRADIENT, steps)
     chosen |= log_space if keys.LOG_SPACE.ENABLED else {}
     ap_type = ap_type_from_config(cfg)
-    with _naming("MODEL.MAP_LOSS"):
+    with prefix_errors("MODEL.MAP_LOSS"):
         return MAPLossSettings(
             iou_threshs=iou_threshs,
             ap_type=ap_type,
@@ -130,7 +129,7 @@ def iou_threshs_from_config(cfg: CfgNode) -> tuple[float, ...]:
     """
     threshs = cfg.MODEL.MAP_LOSS.IOU_THRESHS
     if threshs is not None:
-        with _naming("MODEL.MAP_LOSS"):
+        with prefix_errors("MODEL.MAP_LOSS"):
             threshs = check_iou_threshs(threshs)
         others = [f"{x:g}" for x in threshs if x not in COCO_IOU_THRESHS]
         if others:
@@ -153,12 +152,3 @@ def first_data_set(cfg: CfgNode) -> tuple[str | None, Metadata | None]:
     """Name and metadata of the first training set, or test set; None without any."""
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     return (names[0], MetadataCatalog.get(names[0])) if names else (None, None)
-
-
-@contextlib.contextmanager
-def _naming(group: str) -> Iterator[None]:
-    """Errors begin with the group of keys that they are of."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{group}: {error}") from error

@@ -5,9 +5,8 @@ Deformable DETR, a detector without NMS, trained by ranking losses or by mAP.
 Shape letters: N images, Q queries, K classes.
 """
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from ..layers.checks import check_choice
+from ..utils.prefix_errors import prefix_errors
 from .deformable_transformer import (
     DeformableTransformer,
     QueryOutputs,
@@ -107,7 +107,7 @@ class RankingDeformableDETR(nn.Module):
         import_transformers()
         _check_config(cfg)
         keys = cfg.MODEL.DEFORMABLE_DETR
-        with _naming("MODEL.DEFORMABLE_DETR"):
+        with prefix_errors("MODEL.DEFORMABLE_DETR"):
             settings = TransformerSettings(
                 num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
                 num_queries=keys.NUM_QUERIES,
@@ -263,12 +263,3 @@ def _check_config(cfg: CfgNode) -> None:
             raise ValueError(
                 f"MODEL.DEFORMABLE_DETR.{name}: expected a number of 0 or more, got {keys[name]}"
             )
-
-
-@contextlib.contextmanager
-def _naming(group: str) -> Iterator[None]:
-    """Errors begin with the group of keys that they are of."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{group}: {error}") from error

@@ -29,6 +29,7 @@ from ..layers.checks import check_choice, check_positive
 from ..layers.map_loss.settings import check_iou_threshs
 from ..layers.ranking_losses.labels import IGNORED, NEGATIVE, POSITIVE
 from ..layers.surrogate_gradient import scale_gradient
+from ..utils.prefix_errors import prefix_errors
 from .output_layers import at_least_float32
 
 # MODEL.RANKING_LOSS.NAME: losses that rank, and those of each score by itself.
@@ -227,10 +228,8 @@ def _check_overlaps(name: str, iou_threshs: Sequence[float] | str | None) -> tup
             f"MODEL.RANKING_LOSS.IOU_THRESHS: expected None with NAME {name!r} (only "
             f"{' and '.join(OVERLAP_LOSSES)} take overlaps), got {iou_threshs!r}"
         )
-    try:
+    with prefix_errors("MODEL.RANKING_LOSS.IOU_THRESHS"):
         return check_iou_threshs(iou_threshs)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"MODEL.RANKING_LOSS.IOU_THRESHS: {error}") from error
 
 
 def ranking_loss_from_config(cfg: CfgNode, part: str, box_weight: float = 1.0) -> RankingLoss:
