@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 from detectron2.data import DatasetCatalog
 
+from ...utils.atomic_files import new_file
 from ..check_dataset import check_dataset
 from ..declared import register_declared_datasets
 from .declare import Declared, declare, name_of
 from .find_data import find_data
+from .render_config import check_output, render_config
 from .settings import choose_settings
 from .summary import describe, merge, summarize, warnings_of
-from .write_config import check_output, write_config
 
 # Of each part; tools/check_dataset.py lists all.
 _SHOWN_PROBLEMS = 10
@@ -66,9 +67,9 @@ def prepare_data(path: str, options: PrepareOptions, say: Callable[[str], None])
     if not train.counts:
         raise ValueError(f"{path}: none of the {train.num_images} images to train on has an object")
     settings = choose_settings(train)
-    write_config(
-        options.output, options.base, declared, found.classes, settings, name, options.model_keys
-    )
+    text = render_config(options.base, declared, found.classes, settings, name, options.model_keys)
+    with new_file(options.output) as temporary, open(temporary, "w", encoding="utf-8") as f:
+        f.write(text)
     say(
         f"{options.output}: images at {settings.min_size} pixels, {settings.minibatch} in a "
         f"minibatch, {settings.iterations} iterations, an evaluation every {settings.eval_period}"

@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Sequence
 
-from ...utils.atomic_files import new_file
 from .declare import Declared
 from .settings import Settings
 
@@ -28,32 +27,6 @@ def check_output(path: str) -> None:
             )
 
 
-def write_config(
-    path: str,
-    base: str,
-    declared: Declared,
-    classes: Sequence[str],
-    settings: Settings,
-    name: str,
-    model_keys: dict[str, object],
-) -> None:
-    """
-    Writes the config.
-
-    Args:
-        path: of the file.
-        base: path of the config that it stands on.
-        declared: the data sets.
-        classes: their names.
-        settings: input size and schedule.
-        name: of the data set, for OUTPUT_DIR.
-        model_keys: further keys, such as MODEL.WEIGHTS.
-    """
-    text = render_config(base, declared, classes, settings, name, model_keys)
-    with new_file(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
-        f.write(text)
-
-
 def render_config(
     base: str,
     declared: Declared,
@@ -62,7 +35,17 @@ def render_config(
     name: str,
     model_keys: dict[str, object],
 ) -> str:
-    """The text of the config; the arguments are those of :func:`write_config`."""
+    """
+    The text of the config.
+
+    Args:
+        base: path of the config that it stands on.
+        declared: the data sets.
+        classes: their names.
+        settings: input size and schedule.
+        name: of the data set, for OUTPUT_DIR.
+        model_keys: further keys, such as MODEL.WEIGHTS.
+    """
     model = {x[len("MODEL.") :]: y for x, y in model_keys.items() if x.startswith("MODEL.")}
     other_input = {x[len("INPUT.") :]: y for x, y in model_keys.items() if x.startswith("INPUT.")}
     lines = [
