@@ -6,14 +6,16 @@ Settings are dictionaries by full key: `as_list` makes of them what merge_from_l
 train_net.py takes behind its options, in processes too that have registered nothing.
 """
 
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from maploss.data.proposals import write_proposals
 from maploss.engine import load_config
+from torch import nn
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NAME = "tiny"
@@ -126,3 +128,25 @@ def _xml_object(name: str, box: np.ndarray, is_difficult: bool) -> str:
     tags = "".join(f"<{key}>{value}</{key}>" for key, value in corners.items())
     flag = f"<difficult>{int(is_difficult)}</difficult>"
     return f"<object><name>{name}</name>{flag}<bndbox>{tags}</bndbox></object>"
+
+
+def keys_of(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    """Full names of all keys of a config."""
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from keys_of(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def train_on(model: nn.Module, inputs: list[dict], learning_rate: float) -> list[float]:
+    """The losses of 30 updates of AdamW on one minibatch."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
+    values = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = sum(model(inputs).values())
+        loss.backward()
+        optimizer.step()
+        values.append(loss.item())
+    return values

@@ -3,14 +3,14 @@
 
 import pytest
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from maploss.config import add_maploss_config
 from maploss.layers import control_points
 
 from tests.modeling import test_config
 from tests.modeling.test_config import make_batch
-from tests.tiny import REPOSITORY
+from tests.tiny import REPOSITORY, keys_of
 
 BOXES = ["MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT", 1.0]
 REGRESSED = [*BOXES, "MODEL.MAP_LOSS.BOX_REG.BOXES", "regressed"]
@@ -137,14 +137,6 @@ for key in DETR:
         "tests/modeling/test_detr_keys.py",
         "test_a_key_changes_what_comes_of_the_detector",
     )
-
-
-def keys_of(node, prefix=""):
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from keys_of(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key
 
 
 @pytest.fixture(scope="module")

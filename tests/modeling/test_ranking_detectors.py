@@ -9,6 +9,8 @@ from maploss.export import export_model
 from maploss.layers import alrp_loss, control_points
 from maploss.modeling.ranking_loss import FOCAL_LOSSES, RANKING_LOSSES, RankingLoss
 
+from tests.tiny import train_on
+
 
 @pytest.fixture(params=["faster_rcnn", "retinanet"])
 def detector_cfg(fpn_cfg, request):
@@ -83,15 +85,7 @@ def test_every_score_layer_begins_at_a_probability_of_a_hundredth(detector_cfg, 
 def test_training_lowers_the_loss(detector_cfg, make_inputs, storage):
     torch.manual_seed(0)
     model = build_model(detector_cfg)
-    inputs = make_inputs()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0005)
-    values = []
-    for _ in range(30):
-        optimizer.zero_grad()
-        loss = sum(model(inputs).values())
-        loss.backward()
-        optimizer.step()
-        values.append(loss.item())
+    values = train_on(model, make_inputs(), learning_rate=0.0005)
     assert sum(values[-5:]) < 0.8 * sum(values[:5])
 
 

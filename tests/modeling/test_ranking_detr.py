@@ -17,7 +17,7 @@ from maploss.export import export_model
 from maploss.modeling.deformable_transformer import TransformerSettings, import_transformers
 
 import train_net
-from tests.tiny import RESNET_FPN, SMALLER, arguments, as_list, config_file
+from tests.tiny import RESNET_FPN, SMALLER, arguments, as_list, config_file, train_on
 
 DETR = "MODEL.DEFORMABLE_DETR."
 TINY = SMALLER | {
@@ -138,15 +138,7 @@ def test_an_image_without_objects_trains(transformers, storage):
 def test_training_lowers_the_loss(transformers, storage):
     torch.manual_seed(0)
     model = build_model(make_cfg())
-    inputs = make_inputs((64, 64), (64, 80))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.003)
-    values = []
-    for _ in range(30):
-        optimizer.zero_grad()
-        loss = sum(model(inputs).values())
-        loss.backward()
-        optimizer.step()
-        values.append(loss.item())
+    values = train_on(model, make_inputs((64, 64), (64, 80)), learning_rate=0.003)
     assert sum(values[-5:]) < 0.7 * sum(values[:5])
 
 

@@ -4,16 +4,10 @@
 import re
 
 import pytest
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import get_cfg
 from maploss.config import add_maploss_config
 
-
-def keys_of(node, prefix=""):
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from keys_of(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key
+from tests.tiny import keys_of
 
 
 @pytest.fixture
