@@ -34,8 +34,8 @@ def test_missing_windows_are_made_once_in_the_cache(records, tmp_path, monkeypat
 
 
 def test_other_images_of_the_same_name_get_windows_of_their_own(records):
-    first = cached_proposals("cached / test")
+    first = cached_proposals("cached / test", records)
     cv2.imwrite(records[1]["file_name"], np.zeros((60, 80, 3), np.uint8))
-    assert cached_proposals("cached / test") != first
+    assert cached_proposals("cached / test", records) != first
     records.pop()
-    assert read_proposals(cached_proposals("cached / test"))["ids"] == ["0"]
+    assert read_proposals(cached_proposals("cached / test", records))["ids"] == ["0"]

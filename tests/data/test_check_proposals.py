@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from detectron2.structures import BoxMode
 from maploss.data.check_proposals import check_proposals, warn_of_low_recall
-from maploss.data.proposals import write_proposals
+from maploss.data.proposals import load_and_check, write_proposals
 
 
 def make_record(image_id, *boxes, **flags):
@@ -71,7 +71,7 @@ def test_less_than_80_percent_recall_is_a_warning_with_what_to_do(
     covering, other = [[0, 0, 10, 10]], [[50, 50, 60, 60]]
     windows = [covering if i < num_found else other for i in range(10)]
     write_proposals(path, [x["image_id"] for x in records], windows)
-    warn_of_low_recall("cells", records, path, 1000)
+    warn_of_low_recall("cells", load_and_check(records, path), path, 1000)
     assert len(caplog.records) == is_low
     if is_low:
         assert "'cells'" in caplog.text
@@ -83,7 +83,8 @@ def test_less_than_80_percent_recall_is_a_warning_with_what_to_do(
 def test_only_windows_that_are_used_count_for_the_warning(tmp_path, caplog):
     path = str(tmp_path / "p.npz")
     write_proposals(path, ["a"], [[[50, 50, 60, 60], [0, 0, 10, 10]]])
-    warn_of_low_recall("cells", [make_record("a", [0, 0, 10, 10])], path, 2)
+    records = load_and_check([make_record("a", [0, 0, 10, 10])], path)
+    warn_of_low_recall("cells", records, path, 2)
     assert not caplog.records
-    warn_of_low_recall("cells", [make_record("a", [0, 0, 10, 10])], path, 1)
+    warn_of_low_recall("cells", records, path, 1)
     assert "the 1 of an image cover 0.0%" in caplog.text

@@ -5,8 +5,6 @@ import logging
 import os
 import re
 
-from detectron2.data import DatasetCatalog
-
 from .cache_root import cache_root
 from .make_proposals import hash_images, make_proposals
 
@@ -16,7 +14,7 @@ logger = logging.getLogger(__name__)
 _METHOD, _MAX_WINDOWS = "reduced", 2000
 
 
-def cached_proposals(name: str) -> str:
+def cached_proposals(name: str, records: list[dict]) -> str:
     """
     Proposal file of a registered data set, by selective search on images of at most 400 pixels.
 
@@ -24,11 +22,14 @@ def cached_proposals(name: str) -> str:
     images never get its windows. Making it takes about half a second an image and core;
     stopped or killed, the next call goes on.
 
+    Args:
+        name: of the data set.
+        records: its dataset dicts.
+
     Raises:
         ValueError: it has to be made, and OpenCV has no selective search.
         OSError: an image that cannot be read, or another process that makes the same file.
     """
-    records = DatasetCatalog.get(name)
     stem = re.sub(r"[^\w-]+", "_", name)
     file = f"{stem}-{_METHOD}-{_MAX_WINDOWS}-{hash_images(records)[:12]}.npz"
     path = os.path.join(cache_root(), "proposals", file)

@@ -86,31 +86,29 @@ def check_proposals(dataset_dicts: Sequence[dict], path: str) -> ProposalReport:
 
 
 def warn_of_low_recall(
-    name: str, dataset_dicts: Sequence[dict], path: str, max_windows: int
+    name: str, records: Sequence[dict], path: str, max_windows: int | None
 ) -> None:
     """
     A warning where windows cover less than 80% of the objects by IoU .5, with what to do.
 
     Args:
         name: of the data set.
-        dataset_dicts: as for :func:`check_proposals`; of many a sample is looked at.
-        path: a proposal file (.npz).
-        max_windows: so many of each image are used.
+        records: dataset dicts as :func:`load_and_check` gives them; of many a sample is looked at.
+        path: of the proposal file, for the message.
+        max_windows: so many of each image are used; None for all.
     """
-    step = -(-len(dataset_dicts) // _NUM_SAMPLED)
-    proposals = read_proposals(path)
-    boxes_of = dict(zip(proposals["ids"], proposals["boxes"], strict=True))
+    step = max(-(-len(records) // _NUM_SAMPLED), 1)
     best_iou = np.concatenate(
         [
-            _best_iou(x, as_boxes(boxes_of.get(str(x["image_id"]), []))[:max_windows])
-            for x in dataset_dicts[:: max(step, 1)]
+            np.zeros(0),
+            *(_best_iou(x, x["proposal_boxes"][:max_windows]) for x in records[::step]),
         ]
-        or [np.zeros(0)]
     )
     recall = (best_iou >= RECALL_THRESHS[0]).mean() if len(best_iou) else 1.0
     if recall < _LEAST_RECALL:
+        used = "all" if max_windows is None else f"the {max_windows}"
         logger.warning(
-            f"Windows of data set {name!r} ({path}): the {max_windows} of an image cover "
+            f"Windows of data set {name!r} ({path}): {used} of an image cover "
             f"{100 * recall:.1f}% of its objects by IoU 0.5, and no detector on them finds more. "
             "Expected 80% or more: make others (tools/proposals.py make --method quality, or "
             "--max-windows and DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN and _TEST higher), or take "

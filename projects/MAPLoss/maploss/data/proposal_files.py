@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog
 
 from .cache_root import cache_root
 from .cached_proposals import cached_proposals
+from .check_proposals import warn_of_low_recall
 from .import_proposals import import_proposals
 from .proposals import load_and_check
 
@@ -25,45 +26,53 @@ def register_proposals(name: str, maker: Callable[[], str]) -> None:
 
 
 def proposal_files_for(
-    names: Sequence[str], given: Sequence[str] = (), *, allow_pickle: bool = False
+    names: Sequence[str],
+    given: Sequence[str] = (),
+    *,
+    allow_pickle: bool = False,
+    max_windows: int | None = None,
 ) -> tuple[str, ...]:
     """
     One proposal file (.npz) for each data set, for DATASETS.PROPOSAL_FILES_TRAIN and _TEST.
 
     With nothing given, the files of data sets that make their own (the shapes), or windows by
     selective search, made now or found in the cache. A given .mat or .pkl is converted once, into
-    the cache. All are checked to cover every image.
+    the cache. All are checked to cover every image. Windows that cover few objects are a warning.
 
     Args:
         names: data set names.
         given: files given by the user, empty or one per data set.
         allow_pickle: these may be .pkl.
+        max_windows: so many of each image are used; None for all.
 
     Raises:
         ValueError: an image without proposals, a wrong number of files, or windows that have to be
             made where OpenCV has no selective search.
         FileNotFoundError: no such file.
     """
-    if not given:
-        return tuple(
-            _PROPOSAL_MAKERS[x]() if x in _PROPOSAL_MAKERS else cached_proposals(x) for x in names
-        )
-    if len(given) != len(names):
+    if given and len(given) != len(names):
         raise ValueError(
             f"Proposal files: expected one per data set {tuple(names)}, got {tuple(given)}"
         )
-    return tuple(
-        _checked_file(name, path, allow_pickle) for name, path in zip(names, given, strict=True)
-    )
+    for name, path in zip(names, given, strict=False):
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"Proposal file of data set {name!r} not found: {path}")
+    files = []
+    for name, path in zip(names, given or [""] * len(names), strict=True):
+        records = DatasetCatalog.get(name)
+        path = _given_file(name, path, records, allow_pickle) if path else _made_file(name, records)
+        warn_of_low_recall(name, load_and_check(records, path), path, max_windows)
+        files.append(path)
+    return tuple(files)
 
 
-def _checked_file(name: str, path: str, allow_pickle: bool) -> str:
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"Proposal file of data set {name!r} not found: {path}")
-    dataset_dicts = DatasetCatalog.get(name)
+def _made_file(name: str, records: list[dict]) -> str:
+    return _PROPOSAL_MAKERS[name]() if name in _PROPOSAL_MAKERS else cached_proposals(name, records)
+
+
+def _given_file(name: str, path: str, records: list[dict], allow_pickle: bool) -> str:
     if path.endswith(".mat") or (path.endswith(".pkl") and allow_pickle):
-        path = _converted(name, path, [record["image_id"] for record in dataset_dicts])
-    load_and_check(dataset_dicts, path)
+        return _converted(name, path, [record["image_id"] for record in records])
     return path
 
 

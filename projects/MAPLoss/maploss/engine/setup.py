@@ -13,7 +13,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from ..config import add_maploss_config
-from ..data.check_proposals import warn_of_low_recall
 from ..data.declared import check_registered, register_declared_datasets
 from ..data.images import check_images_exist
 from ..data.proposal_files import proposal_files_for
@@ -196,24 +195,16 @@ def _fill_proposal_files(cfg: CfgNode, eval_only: bool) -> None:
     datasets, allow_pickle = cfg.DATASETS, cfg.PICKLE_ON
     if not eval_only:
         datasets.PROPOSAL_FILES_TRAIN = proposal_files_for(
-            datasets.TRAIN, datasets.PROPOSAL_FILES_TRAIN, allow_pickle=allow_pickle
+            datasets.TRAIN,
+            datasets.PROPOSAL_FILES_TRAIN,
+            allow_pickle=allow_pickle,
+            max_windows=datasets.PRECOMPUTED_PROPOSAL_TOPK_TRAIN,
         )
     datasets.PROPOSAL_FILES_TEST = proposal_files_for(
-        datasets.TEST, datasets.PROPOSAL_FILES_TEST, allow_pickle=allow_pickle
+        datasets.TEST,
+        datasets.PROPOSAL_FILES_TEST,
+        allow_pickle=allow_pickle,
+        max_windows=datasets.PRECOMPUTED_PROPOSAL_TOPK_TEST,
     )
     if comm.is_main_process():
-        if not eval_only:
-            _check_recall(
-                datasets.TRAIN,
-                datasets.PROPOSAL_FILES_TRAIN,
-                datasets.PRECOMPUTED_PROPOSAL_TOPK_TRAIN,
-            )
-        _check_recall(
-            datasets.TEST, datasets.PROPOSAL_FILES_TEST, datasets.PRECOMPUTED_PROPOSAL_TOPK_TEST
-        )
         comm.synchronize()
-
-
-def _check_recall(names: Sequence[str], files: Sequence[str], max_windows: int) -> None:
-    for name, path in zip(names, files, strict=True):
-        warn_of_low_recall(name, DatasetCatalog.get(name), path, max_windows)
